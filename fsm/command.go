@@ -1,0 +1,236 @@
+package fsm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+// CurrentLevel is the newest command level that this build understands. Announced at boot; a command of a higher level is
+// proposed only when every member has announced it.
+const CurrentLevel uint64 = 1
+
+// Identity makes a proposal idempotent. Seq counts up within a node's boot epoch; every number up to Done has been
+// answered or given up, so its answer may be forgotten.
+type Identity struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Node     NodeID
+	Epoch    uint64
+	Seq      uint64
+	Done     uint64
+}
+
+// Command is one entry of the Raft log.
+type Command interface {
+	// apply checks against the transaction and then changes it; a refusal has changed nothing.
+	apply(*change) (Answer, error)
+}
+
+// Answer is what a command gives back; each command says which.
+type Answer any
+
+// Condition makes a tag's move depend on what it is. The zero value always holds.
+type Condition struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Absent   bool
+	Digest   digest.Digest
+}
+
+// PutManifest stores a manifest of at most 4 MiB and points tags at it. Everything it requires must be linked in the
+// repository; If applies to the first tag. Answer: PutManifestAnswer.
+type PutManifest struct {
+	_msgpack  struct{} `msgpack:",as_array"`
+	Repo      Repo
+	Digest    digest.Digest
+	MediaType string
+	Body      []byte
+	Tags      []Tag
+	If        Condition
+}
+
+// PutManifestAnswer gives the stored digest, and the subject's where the manifest has one.
+type PutManifestAnswer struct {
+	_msgpack        struct{} `msgpack:",as_array"`
+	Digest, Subject digest.Digest
+}
+
+// DeleteManifest removes a manifest and every tag on it. Answer: DeleteAnswer.
+type DeleteManifest struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Repo     Repo
+	Digest   digest.Digest
+}
+
+// DeleteTag removes a tag; its history stays. Answer: DeleteAnswer.
+type DeleteTag struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Repo     Repo
+	Tag      Tag
+}
+
+// DeleteBlob removes a repository's link to a blob that no manifest in it references. Answer: DeleteAnswer.
+type DeleteBlob struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Repo     Repo
+	Digest   digest.Digest
+}
+
+// DeleteAnswer says that it is gone.
+type DeleteAnswer struct {
+	_msgpack struct{} `msgpack:",as_array"`
+}
+
+// LinkBlob says that the origin has a durable copy and the repository the blob. Linking again moves the origin.
+// Answer: LinkAnswer.
+type LinkBlob struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Repo     Repo
+	Digest   digest.Digest
+	Size     int64
+	Origin   NodeID
+}
+
+// LinkAnswer says that the link stands.
+type LinkAnswer struct {
+	_msgpack struct{} `msgpack:",as_array"`
+}
+
+// MountBlob links a blob that another repository has; an empty From means any. Answer: LinkAnswer.
+type MountBlob struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Repo     Repo
+	From     Repo
+	Digest   digest.Digest
+}
+
+// BootNode announces a node's start. Answer: NodeAnswer.
+type BootNode struct {
+	_msgpack                    struct{} `msgpack:",as_array"`
+	ID                          NodeID
+	Name, API, Cluster, Version string
+	Epoch, Level                uint64
+	Nonce                       string
+}
+
+// ForgetNode drops a node that left or was removed. Answer: NodeAnswer.
+type ForgetNode struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	ID       NodeID
+}
+
+// MarkNode says that a node has been gone for long, or is about to go; placement then counts on others.
+// Answer: NodeAnswer.
+type MarkNode struct {
+	_msgpack       struct{} `msgpack:",as_array"`
+	ID             NodeID
+	Away, Draining bool
+}
+
+// NodeAnswer says that the node's record is as asked.
+type NodeAnswer struct {
+	_msgpack struct{} `msgpack:",as_array"`
+}
+
+// CreateInvite keeps the hash of an invite's key until it is used or has expired. Answer: InviteAnswer.
+type CreateInvite struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Hash     []byte
+	Expires  time.Time
+}
+
+// RedeemInvite uses an invite up. Answer: InviteAnswer.
+type RedeemInvite struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Hash     []byte
+}
+
+// InviteAnswer says that it is done.
+type InviteAnswer struct {
+	_msgpack struct{} `msgpack:",as_array"`
+}
+
+// SetSetting changes one setting of the whole cluster; an empty value removes it. Answer: SettingAnswer.
+type SetSetting struct {
+	_msgpack   struct{} `msgpack:",as_array"`
+	Key, Value string
+}
+
+// SettingAnswer says that it is set.
+type SettingAnswer struct {
+	_msgpack struct{} `msgpack:",as_array"`
+}
+
+// commandTypes and answerTypes give each type its byte: the index in the table. Append only.
+var (
+	commandTypes = []reflect.Type{
+		nil, reflect.TypeFor[PutManifest](), reflect.TypeFor[DeleteManifest](), reflect.TypeFor[DeleteTag](),
+		reflect.TypeFor[LinkBlob](), reflect.TypeFor[MountBlob](), reflect.TypeFor[DeleteBlob](), reflect.TypeFor[BootNode](),
+		reflect.TypeFor[ForgetNode](), reflect.TypeFor[MarkNode](), reflect.TypeFor[CreateInvite](),
+		reflect.TypeFor[RedeemInvite](), reflect.TypeFor[SetSetting](),
+	}
+	answerTypes = []reflect.Type{
+		nil, reflect.TypeFor[PutManifestAnswer](), reflect.TypeFor[DeleteAnswer](), reflect.TypeFor[LinkAnswer](),
+		reflect.TypeFor[NodeAnswer](), reflect.TypeFor[InviteAnswer](), reflect.TypeFor[SettingAnswer](),
+	}
+)
+
+// UnknownCommandError is an entry that a newer build wrote. Skipping it would make this node's state differ from the
+// others', so the state stops instead.
+type UnknownCommandError struct{ Type byte }
+
+func (e *UnknownCommandError) Error() string {
+	return fmt.Sprintf("the log holds a command of type %d, which this version of pier doesn't know; start a newer one on this node", e.Type)
+}
+
+// Level is the command level that a member must have announced before c is proposed.
+func Level(Command) uint64 { return 1 }
+
+func typeByte(table []reflect.Type, v any) byte {
+	t := reflect.TypeOf(v)
+	for i, known := range table {
+		if known == t {
+			return byte(i)
+		}
+	}
+	return 0
+}
+
+// Encode gives a command's bytes for the log: its type, who proposes it, and its fields.
+func Encode(id Identity, c Command) ([]byte, error) {
+	kind := typeByte(commandTypes, c)
+	if kind == 0 {
+		return nil, fmt.Errorf("no command has the type %T", c)
+	}
+	var b bytes.Buffer
+	b.WriteByte(kind)
+	enc := msgpack.NewEncoder(&b)
+	if err := errors.Join(enc.Encode(&id), enc.Encode(c)); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// Decode is the reverse of Encode. An unknown type is an *UnknownCommandError.
+func Decode(data []byte) (Identity, Command, error) {
+	var id Identity
+	if len(data) == 0 {
+		return id, nil, errors.New("an empty command")
+	}
+	if int(data[0]) >= len(commandTypes) || data[0] == 0 {
+		return id, nil, &UnknownCommandError{Type: data[0]}
+	}
+	dec := msgpack.NewDecoder(bytes.NewReader(data[1:]))
+	if err := dec.Decode(&id); err != nil {
+		return id, nil, fmt.Errorf("decode the proposer: %w", err)
+	}
+	v := reflect.New(commandTypes[data[0]])
+	if err := dec.Decode(v.Interface()); err != nil {
+		return id, nil, fmt.Errorf("decode the command: %w", err)
+	}
+	return id, v.Elem().Interface().(Command), nil
+}

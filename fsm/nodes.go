@@ -1,0 +1,98 @@
+package fsm
+
+import (
+	"encoding/binary"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// Node is what the state knows of a member.
+type Node struct {
+	_msgpack                    struct{} `msgpack:",as_array"`
+	ID                          NodeID
+	Name, API, Cluster, Version string
+	Epoch, Level                uint64
+	Nonce                       string
+	Away, Draining              bool
+}
+
+func (b BootNode) apply(c *change) (Answer, error) {
+	var known Node
+	if c.record(bucketNodes, []byte(b.ID), &known) {
+		if b.Epoch < known.Epoch || b.Epoch == known.Epoch && b.Nonce != known.Nonce {
+			return nil, &EpochError{Known: known.Epoch}
+		}
+	}
+	c.putRecord(bucketNodes, []byte(b.ID), &Node{
+		ID: b.ID, Name: b.Name, API: b.API, Cluster: b.Cluster, Version: b.Version, Epoch: b.Epoch, Level: b.Level, Nonce: b.Nonce,
+		Draining: known.Draining,
+	})
+	return NodeAnswer{}, nil
+}
+
+func (f ForgetNode) apply(c *change) (Answer, error) {
+	c.del(bucketNodes, []byte(f.ID))
+	return NodeAnswer{}, nil
+}
+
+func (m MarkNode) apply(c *change) (Answer, error) {
+	var n Node
+	if c.record(bucketNodes, []byte(m.ID), &n) {
+		n.Away, n.Draining = m.Away, m.Draining
+		c.putRecord(bucketNodes, []byte(m.ID), &n)
+	}
+	return NodeAnswer{}, nil
+}
+
+// Nodes lists the members that have announced themselves, by ID.
+func (s *State) Nodes() ([]Node, error) {
+	var out []Node
+	err := s.view(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketNodes).ForEach(func(_, v []byte) error {
+			var n Node
+			if err := decode(v, &n); err != nil {
+				return err
+			}
+			out = append(out, n)
+			return nil
+		})
+	})
+	return out, err
+}
+
+func (i CreateInvite) apply(c *change) (Answer, error) {
+	c.put(bucketInvites, i.Hash, number(uint64(i.Expires.UnixMilli())))
+	return InviteAnswer{}, nil
+}
+
+func (r RedeemInvite) apply(c *change) (Answer, error) {
+	v := c.get(bucketInvites, r.Hash)
+	if len(v) != 8 {
+		return nil, ErrInviteUnknown
+	}
+	expires := binary.BigEndian.Uint64(v)
+	if expires < c.now {
+		return nil, ErrInviteExpired
+	}
+	c.del(bucketInvites, r.Hash)
+	return InviteAnswer{}, nil
+}
+
+func (s SetSetting) apply(c *change) (Answer, error) {
+	if s.Value == "" {
+		c.del(bucketSettings, []byte(s.Key))
+	} else {
+		c.put(bucketSettings, []byte(s.Key), []byte(s.Value))
+	}
+	return SettingAnswer{}, nil
+}
+
+// Setting gives a cluster-wide setting, empty when it isn't set.
+func (s *State) Setting(name string) (string, error) {
+	var out string
+	err := s.view(func(tx *bolt.Tx) error {
+		out = string(tx.Bucket(bucketSettings).Get([]byte(name)))
+		return nil
+	})
+	return out, err
+}
