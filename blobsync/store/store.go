@@ -1,0 +1,360 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/singleflight"
+
+	// The two algorithms that the registry takes.
+	_ "crypto/sha256"
+	_ "crypto/sha512"
+)
+
+// What the store refuses.
+var (
+	ErrUnknown        = errors.New("no such blob on this disk")
+	ErrUploadUnknown  = errors.New("no such upload")
+	ErrUploadBusy     = errors.New("another request is writing to this upload")
+	ErrDigestMismatch = errors.New("the content does not have the digest")
+	ErrNoSpace        = errors.New("the disk is full up to its reserve: delete images, or give it more room")
+)
+
+// DamagedError says that a file's content hasn't its digest. The file is in quarantine.
+type DamagedError struct{ Digest digest.Digest }
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("the copy of %s on this disk is damaged", e.Digest)
+}
+
+// OffsetError says that a chunk doesn't begin where the upload ends.
+type OffsetError struct{ Size int64 }
+
+func (e *OffsetError) Error() string {
+	return fmt.Sprintf("the upload has %d bytes; the next chunk must begin there", e.Size)
+}
+
+// Config says where blobs live and what room stays free.
+type Config struct {
+	Dir          string
+	Reserve      float64 // share of the disk that is never used, 0.05 when zero
+	ReserveBytes int64   // in its place, when above zero
+	UploadTTL    time.Duration
+	TrashKeep    time.Duration
+	Now          func() time.Time
+	Logger       *slog.Logger
+}
+
+// Store is safe for concurrent use.
+type Store struct {
+	cfg      Config
+	verified sync.Map // digest → stamp: the file as it was when its digest was last checked
+	checks   singleflight.Group
+	syncs    dirSyncer
+	blobs    atomic.Int64
+	bytes    atomic.Int64
+
+	mu      sync.Mutex
+	changed chan struct{}
+	uploads map[string]*Upload
+}
+
+// stamp tells whether a file is the one that was verified.
+type stamp struct {
+	inode uint64
+	size  int64
+	mtime int64
+}
+
+var folders = []string{"blobs/sha256", "blobs/sha512", "uploads", "fetches", "quarantine", "trash"}
+
+// Open prepares the folders and counts what is there.
+func Open(cfg Config) (*Store, error) {
+	if cfg.Reserve == 0 {
+		cfg.Reserve = 0.05
+	}
+	if cfg.UploadTTL == 0 {
+		cfg.UploadTTL = 24 * time.Hour
+	}
+	if cfg.TrashKeep == 0 {
+		cfg.TrashKeep = 24 * time.Hour
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{cfg: cfg, changed: make(chan struct{}), uploads: make(map[string]*Upload)}
+	for _, f := range folders {
+		if err := os.MkdirAll(s.path(f), 0o700); err != nil {
+			return nil, fmt.Errorf("make the folder for blobs: %w", err)
+		}
+	}
+	err := s.Walk(context.Background(), func(_ digest.Digest, size int64) error {
+		s.count(1, size)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, s.openUploads()
+}
+
+// Run expires idle uploads and empties old trash until ctx ends.
+func (s *Store) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.expireUploads()
+			s.emptyTrash()
+		}
+	}
+}
+
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.cfg.Dir}, parts...)...)
+}
+
+func (s *Store) blobPath(d digest.Digest) string {
+	return s.path("blobs", string(d.Algorithm()), d.Encoded()[:2], d.Encoded())
+}
+
+// Stat gives a blob's size, ErrUnknown when it isn't here.
+func (s *Store) Stat(d digest.Digest) (int64, error) {
+	if d.Validate() != nil {
+		return 0, ErrUnknown
+	}
+	info, err := os.Stat(s.blobPath(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, ErrUnknown
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look for %s: %w", d, err)
+	}
+	return info.Size(), nil
+}
+
+// Open gives a blob's file, verified. A damaged one goes to quarantine and is a *DamagedError.
+func (s *Store) Open(d digest.Digest) (*os.File, error) {
+	if d.Validate() != nil {
+		return nil, ErrUnknown
+	}
+	f, err := os.Open(s.blobPath(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrUnknown
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", d, err)
+	}
+	now, err := stampOf(f)
+	if err == nil {
+		if known, ok := s.verified.Load(d); ok && known == now {
+			return f, nil
+		}
+		err = s.verify(d)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// verify hashes the blob's file, once for all who ask at the same time.
+func (s *Store) verify(d digest.Digest) error {
+	_, err, _ := s.checks.Do(string(d), func() (any, error) {
+		f, err := os.Open(s.blobPath(d))
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = f.Close() }()
+		before, err := stampOf(f)
+		if err != nil {
+			return nil, err
+		}
+		v := d.Verifier()
+		_, err = io.Copy(v, f)
+		if err != nil && !errors.Is(err, syscall.EIO) {
+			return nil, fmt.Errorf("read %s: %w", d, err)
+		}
+		if err != nil || !v.Verified() {
+			s.cfg.Logger.Error("a blob's file is damaged; moving it to quarantine", "digest", d)
+			return nil, errors.Join(&DamagedError{Digest: d}, s.Quarantine(d))
+		}
+		s.verified.Store(d, before)
+		return nil, nil
+	})
+	return err
+}
+
+func stampOf(f *os.File) (stamp, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return stamp{}, err
+	}
+	st := stamp{size: info.Size(), mtime: info.ModTime().UnixNano()}
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		st.inode = uint64(sys.Ino)
+	}
+	return st, nil
+}
+
+// Quarantine takes a blob out of service and keeps its bytes for whoever wants to know what happened.
+func (s *Store) Quarantine(d digest.Digest) error { return s.moveOut(d, "quarantine") }
+
+// Release moves a blob that this node needn't hold to the trash.
+func (s *Store) Release(d digest.Digest) error { return s.moveOut(d, "trash") }
+
+func (s *Store) moveOut(d digest.Digest, folder string) error {
+	size, err := s.Stat(d)
+	if err != nil {
+		return err
+	}
+	name := fmt.Sprintf("%s-%s-%d", d.Algorithm(), d.Encoded(), s.cfg.Now().UnixNano())
+	if err := os.Rename(s.blobPath(d), s.path(folder, name)); err != nil {
+		return fmt.Errorf("move %s to %s: %w", d, folder, err)
+	}
+	s.verified.Delete(d)
+	s.count(-1, -size)
+	s.notify()
+	return s.syncs.sync(filepath.Dir(s.blobPath(d)))
+}
+
+func (s *Store) emptyTrash() {
+	entries, _ := os.ReadDir(s.path("trash"))
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && s.cfg.Now().Sub(info.ModTime()) > s.cfg.TrashKeep {
+			_ = os.Remove(s.path("trash", e.Name()))
+		}
+	}
+}
+
+// Walk calls fn for every blob; its error ends the walk.
+func (s *Store) Walk(ctx context.Context, fn func(d digest.Digest, size int64) error) error {
+	return filepath.WalkDir(s.path("blobs"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return errors.Join(err, ctx.Err())
+		}
+		algorithm := filepath.Base(filepath.Dir(filepath.Dir(path)))
+		d := digest.NewDigestFromEncoded(digest.Algorithm(algorithm), e.Name())
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) || d.Validate() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		return fn(d, info.Size())
+	})
+}
+
+// Count gives the number of blobs and their bytes.
+func (s *Store) Count() (blobs, bytes int64) { return s.blobs.Load(), s.bytes.Load() }
+
+func (s *Store) count(blobs, bytes int64) {
+	s.blobs.Add(blobs)
+	s.bytes.Add(bytes)
+}
+
+// Changed is closed when the next blob comes or goes.
+func (s *Store) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+func (s *Store) notify() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// adopt makes a whole, verified and fsynced file the final one. A blob that is there already stays, and the file goes.
+func (s *Store) adopt(path string, d digest.Digest, size int64) error {
+	final := s.blobPath(d)
+	if err := s.makeFolder(filepath.Dir(final)); err != nil {
+		return err
+	}
+	err := os.Link(path, final)
+	if errors.Is(err, fs.ErrExist) {
+		return os.Remove(path)
+	}
+	if err != nil {
+		return fmt.Errorf("make %s final: %w", d, noSpace(err))
+	}
+	if f, err := os.Open(final); err == nil {
+		if st, err := stampOf(f); err == nil {
+			s.verified.Store(d, st)
+		}
+		_ = f.Close()
+	}
+	s.count(1, size)
+	if err := errors.Join(os.Remove(path), s.syncs.sync(filepath.Dir(final))); err != nil {
+		return fmt.Errorf("make %s final: %w", d, noSpace(err))
+	}
+	s.notify()
+	return nil
+}
+
+func (s *Store) makeFolder(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make a folder for blobs: %w", noSpace(err))
+	}
+	return s.syncs.sync(filepath.Dir(dir))
+}
+
+// noSpace gives a full disk its own name.
+func noSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w (%w)", ErrNoSpace, err)
+	}
+	return err
+}
+
+// Space gives the free bytes of the disk, and how many must stay free.
+func (s *Store) Space() (free, reserve int64, err error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(s.cfg.Dir, &st); err != nil {
+		return 0, 0, fmt.Errorf("measure the disk: %w", err)
+	}
+	block := int64(st.Bsize)
+	reserve = s.cfg.ReserveBytes
+	if reserve <= 0 {
+		reserve = int64(float64(st.Blocks) * float64(block) * s.cfg.Reserve)
+	}
+	return int64(st.Bavail) * block, reserve, nil
+}
+
+// room refuses n more bytes when they would touch the reserve.
+func (s *Store) room(n int64) error {
+	free, reserve, err := s.Space()
+	if err != nil {
+		return err
+	}
+	if free-n < reserve {
+		return ErrNoSpace
+	}
+	return nil
+}
