@@ -1,0 +1,266 @@
+package port
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// The protocols of the port, by their ALPN names.
+const (
+	ProtoRaft   = "raft"
+	ProtoPeer   = "peer"
+	ProtoGossip = "gossip"
+	ProtoJoin   = "join"
+)
+
+var protocols = []string{ProtoRaft, ProtoPeer, ProtoGossip, ProtoJoin}
+
+// ErrOtherNode says that another node than the one meant answered at an address.
+var ErrOtherNode = errors.New("another node answers at this address")
+
+const (
+	handshakeTimeout = 10 * time.Second
+	maxHandshakes    = 256
+	backlog          = 64
+)
+
+// NodeID is the name in a node's certificate.
+type NodeID string
+
+// Network is what lies below: the machine's own, or a test's that loses and delays.
+type Network interface {
+	Listen(address string) (net.Listener, error)
+	ListenPacket(address string) (net.PacketConn, error)
+	Dial(ctx context.Context, address string) (net.Conn, error)
+}
+
+// System is the machine's own network.
+func System() Network { return system{} }
+
+type system struct{}
+
+func (system) Listen(a string) (net.Listener, error)         { return net.Listen("tcp", a) }
+func (system) ListenPacket(a string) (net.PacketConn, error) { return net.ListenPacket("udp", a) }
+func (system) Dial(ctx context.Context, a string) (net.Conn, error) {
+	d := net.Dialer{Timeout: handshakeTimeout, KeepAlive: 15 * time.Second}
+	return d.DialContext(ctx, "tcp", a)
+}
+
+// Config says who listens where.
+type Config struct {
+	ID      NodeID
+	Listen  string
+	Secrets Secrets
+	Network Network
+	Logger  *slog.Logger
+	// Admit decides about each inbound connection of a member, after its handshake; nil admits all.
+	Admit func(proto string, id NodeID) error
+}
+
+// Port listens on one number of TCP and UDP. Safe for concurrent use.
+type Port struct {
+	cfg     Config
+	trust   *trust
+	tcp     net.Listener
+	udp     net.PacketConn
+	lanes   map[string]*lane
+	closing chan struct{}
+	once    sync.Once
+	refused *rate.Sometimes
+
+	mu    sync.Mutex
+	conns map[net.Conn]NodeID
+}
+
+// New binds TCP and UDP on the same number; with number 0 it looks for one that both have free.
+func New(cfg Config) (*Port, error) {
+	t, err := newTrust(cfg.ID, cfg.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	p := &Port{
+		cfg: cfg, trust: t, lanes: make(map[string]*lane), closing: make(chan struct{}), conns: make(map[net.Conn]NodeID),
+		refused: &rate.Sometimes{First: 1, Interval: time.Minute},
+	}
+	if p.tcp, p.udp, err = bind(cfg.Network, cfg.Listen); err != nil {
+		return nil, err
+	}
+	for _, proto := range protocols {
+		p.lanes[proto] = &lane{addr: p.tcp.Addr(), conns: make(chan net.Conn, backlog), closed: make(chan struct{}), port: p}
+	}
+	return p, nil
+}
+
+func bind(n Network, address string) (net.Listener, net.PacketConn, error) {
+	host, number, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the cluster's address %q: %w", address, err)
+	}
+	var udpErr error
+	for range 20 {
+		tcp, err := n.Listen(address)
+		if err != nil {
+			return nil, nil, fmt.Errorf("listen for the cluster: %w", err)
+		}
+		bound := tcp.Addr().(*net.TCPAddr).Port
+		udp, err := n.ListenPacket(net.JoinHostPort(host, strconv.Itoa(bound)))
+		if err == nil {
+			return tcp, udp, nil
+		}
+		_ = tcp.Close()
+		if udpErr = err; number != "0" {
+			break
+		}
+	}
+	return nil, nil, fmt.Errorf("listen for the cluster's gossip: %w", udpErr)
+}
+
+// Addr is the bound host and number.
+func (p *Port) Addr() string { return p.tcp.Addr().String() }
+
+// Packets is the UDP side.
+func (p *Port) Packets() net.PacketConn { return p.udp }
+
+// Run accepts until ctx ends or Close; no goroutine of it is left when it returns.
+func (p *Port) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, p.Close)
+	defer stop()
+	var shakes sync.WaitGroup
+	defer shakes.Wait()
+	slots := make(chan struct{}, maxHandshakes)
+	for {
+		c, err := p.tcp.Accept()
+		if err != nil {
+			select {
+			case <-p.closing:
+				return nil
+			default:
+			}
+			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
+				continue
+			}
+			p.cfg.Logger.Warn("the cluster port can't accept for a moment", "err", err)
+			select {
+			case <-p.closing:
+				return nil
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		case <-p.closing:
+			_ = c.Close()
+			return nil
+		}
+		shakes.Go(func() {
+			defer func() { <-slots }()
+			p.greet(ctx, c)
+		})
+	}
+}
+
+// greet shakes hands and hands the connection to its protocol.
+func (p *Port) greet(ctx context.Context, raw net.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	c := tls.Server(raw, p.trust.server())
+	err := c.HandshakeContext(ctx)
+	if !stop() || err != nil {
+		_ = raw.Close()
+		p.refuse(raw.RemoteAddr(), "", err)
+		return
+	}
+	proto := c.ConnectionState().NegotiatedProtocol
+	id := nameOf(c.ConnectionState())
+	l := p.lanes[proto]
+	if l == nil {
+		_ = c.Close()
+		return
+	}
+	if proto != ProtoJoin && p.cfg.Admit != nil {
+		if err := p.cfg.Admit(proto, id); err != nil {
+			_ = c.Close()
+			p.refuse(raw.RemoteAddr(), id, err)
+			return
+		}
+	}
+	l.offer(p.track(c, id))
+}
+
+func (p *Port) refuse(from net.Addr, id NodeID, err error) {
+	p.refused.Do(func() {
+		p.cfg.Logger.Warn("refused a connection to the cluster port", "peer", id, "from", from.String(), "err", err)
+	})
+}
+
+// Dial reaches a member: id, or whoever answers when it is empty.
+func (p *Port) Dial(ctx context.Context, proto string, id NodeID, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	raw, err := p.cfg.Network.Dial(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, p.trust.client(proto, id))
+	if err := c.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("shake hands with %s: %w", address, err)
+	}
+	return p.track(c, id), nil
+}
+
+// DialJoin reaches the cluster that the fingerprint names, as a stranger with an invite.
+func DialJoin(ctx context.Context, n Network, address, fingerprint string) (net.Conn, error) {
+	raw, err := n.Dial(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, pinned(fingerprint))
+	if err := c.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("shake hands with %s: %w", address, err)
+	}
+	return c, nil
+}
+
+// Drop breaks every connection with a node.
+func (p *Port) Drop(id NodeID) {
+	p.mu.Lock()
+	var drop []net.Conn
+	for c, peer := range p.conns {
+		if peer == id {
+			drop = append(drop, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range drop {
+		_ = c.Close()
+	}
+}
+
+// Close ends everything at once. Run then returns.
+func (p *Port) Close() {
+	p.once.Do(func() { close(p.closing) })
+	_ = p.tcp.Close()
+	_ = p.udp.Close()
+	p.mu.Lock()
+	open := make([]net.Conn, 0, len(p.conns))
+	for c := range p.conns {
+		open = append(open, c)
+	}
+	p.mu.Unlock()
+	for _, c := range open {
+		_ = c.Close()
+	}
+}
