@@ -1,0 +1,364 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/raft"
+)
+
+const formPause = 200 * time.Millisecond
+
+// hello is what a node says to one that looks for a cluster.
+type hello struct {
+	ID       NodeID
+	Address  string
+	Formed   bool
+	Promised NodeID
+}
+
+// newcomer asks to be let in, or tells where it is now.
+type newcomer struct {
+	ID      NodeID
+	Name    string
+	Address string
+}
+
+// becomeMember forms or joins where there is nothing yet, confirms this boot, and puts it on record.
+func (c *Cluster) becomeMember(ctx context.Context) error {
+	if len(c.servers()) == 0 {
+		if err := c.formOrJoin(ctx); err != nil {
+			return ctxDone(ctx, err)
+		}
+	}
+	c.gossip.join(c.seeds())
+	if err := c.confirmBoot(ctx); err != nil {
+		return ctxDone(ctx, err)
+	}
+	if err := c.recordBoot(ctx); err != nil {
+		return ctxDone(ctx, err)
+	}
+	c.isReady.Do(func() { close(c.ready) })
+	return c.keepContact(ctx)
+}
+
+func ctxDone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// seeds are the addresses where others may be found.
+func (c *Cluster) seeds() []string {
+	c.mu.Lock()
+	out := slices.Concat(c.cfg.Join, c.identity.Peers)
+	c.mu.Unlock()
+	for _, s := range c.servers() {
+		out = append(out, string(s.Address))
+	}
+	slices.Sort(out)
+	out = slices.Compact(out)
+	return slices.DeleteFunc(out, func(a string) bool { return a == c.advertise })
+}
+
+// formOrJoin waits until this node is in a configuration.
+func (c *Cluster) formOrJoin(ctx context.Context) error {
+	expect := c.cfg.BootstrapExpect
+	if len(c.seeds()) == 0 && expect <= 1 {
+		return c.bootstrap([]raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(c.ID()), Address: raft.ServerAddress(c.advertise)}})
+	}
+	tick := time.NewTicker(formPause)
+	defer tick.Stop()
+	said := ""
+	for {
+		found, silent := c.greetAll(ctx)
+		if i := slices.IndexFunc(found, func(h hello) bool { return h.Formed }); i >= 0 {
+			c.askIn(ctx, found[i].Address)
+		} else if expect > 0 && len(found)+1 >= expect {
+			c.tryForm(ctx, found[:expect-1])
+		}
+		if len(c.servers()) > 0 {
+			return nil
+		}
+		if waiting := strings.Join(silent, ", "); waiting != said {
+			said = waiting
+			c.cfg.Logger.Info("waiting for the other nodes", "found", len(found)+1, "expected", expect, "silent", waiting)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// greetAll says hello to every seed; each other node counts once, in the order of IDs.
+func (c *Cluster) greetAll(ctx context.Context) (found []hello, silent []string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	type answer struct {
+		address string
+		h       hello
+		err     error
+	}
+	seeds := c.seeds()
+	answers := make(chan answer, len(seeds))
+	for _, a := range seeds {
+		go func() {
+			var h hello
+			err := c.askAddress(ctx, a, http.MethodGet, "/cluster/hello", nil, &h)
+			answers <- answer{a, h, err}
+		}()
+	}
+	byID := map[NodeID]hello{}
+	for range seeds {
+		a := <-answers
+		switch {
+		case a.err != nil:
+			silent = append(silent, a.address)
+		case a.h.ID != c.ID():
+			a.h.Address = a.address
+			byID[a.h.ID] = a.h
+		}
+	}
+	for _, h := range byID {
+		found = append(found, h)
+	}
+	slices.SortFunc(found, func(a, b hello) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	slices.Sort(silent)
+	return found, silent
+}
+
+func (c *Cluster) serveHello(w http.ResponseWriter, _ *http.Request) {
+	c.mu.Lock()
+	promised := c.identity.Promised
+	c.mu.Unlock()
+	answerJSON(w, hello{ID: c.ID(), Address: c.advertise, Formed: len(c.servers()) > 0, Promised: promised})
+}
+
+// tryForm bootstraps when this node has the lowest ID and all the others promise to follow. A promise is given once and
+// outlives a restart, so two halves can't both collect all of them.
+func (c *Cluster) tryForm(ctx context.Context, others []hello) {
+	if c.ID() > others[0].ID {
+		return
+	}
+	if err := c.promise(c.ID()); err != nil {
+		return
+	}
+	servers := []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(c.ID()), Address: raft.ServerAddress(c.advertise)}}
+	for i, o := range others {
+		if i >= c.cfg.MaxVoters-1 {
+			break // the rest joins
+		}
+		var granted hello
+		ask := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
+		if err := c.askAddress(ctx, o.Address, http.MethodPost, "/cluster/promise", ask, &granted); err != nil || granted.ID != o.ID {
+			c.cfg.Logger.Info("a node doesn't follow yet", "peer", o.ID, "err", err)
+			return
+		}
+		servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(o.ID), Address: raft.ServerAddress(granted.Address)})
+	}
+	if err := c.bootstrap(servers); err != nil {
+		c.cfg.Logger.Error("can't form the cluster", "err", err)
+	}
+}
+
+func (c *Cluster) bootstrap(servers []raft.Server) error {
+	err := c.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error()
+	if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
+		return fmt.Errorf("form the cluster: %w", err)
+	}
+	return nil
+}
+
+// promise keeps whom this node will follow; asking again for the same is fine.
+func (c *Cluster) promise(to NodeID) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.identity.Promised == to {
+		return nil
+	}
+	if c.identity.Promised != "" {
+		return fmt.Errorf("promised to %s already", c.identity.Promised)
+	}
+	c.identity.Promised = to
+	if err := writeIdentity(c.cfg.DataDir, c.identity); err != nil {
+		c.identity.Promised = ""
+		return err
+	}
+	return nil
+}
+
+func (c *Cluster) servePromise(w http.ResponseWriter, r *http.Request) {
+	var from newcomer
+	if !readJSON(w, r, &from) {
+		return
+	}
+	if PeerOf(r.Context()) != from.ID || len(c.servers()) > 0 {
+		http.Error(w, "this node is in a cluster already", http.StatusConflict)
+		return
+	}
+	if err := c.promise(from.ID); err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	answerJSON(w, hello{ID: c.ID(), Address: c.advertise, Promised: from.ID})
+}
+
+// askIn asks a cluster to take this node; being taken shows when the leader's log arrives.
+func (c *Cluster) askIn(ctx context.Context, address string) {
+	ctx, cancel := context.WithTimeout(ctx, proposePatience)
+	defer cancel()
+	me := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
+	if err := c.askAddress(ctx, address, http.MethodPost, "/cluster/join", me, nil); err != nil {
+		c.cfg.Logger.Info("not let in yet", "at", address, "err", err)
+	}
+}
+
+// confirmBoot opens the gate to elections once enough voters know of no newer boot of this node: with one less than a
+// majority of others and itself, at least one of any majority that this node's last life talked to is among them.
+func (c *Cluster) confirmBoot(ctx context.Context) error {
+	for {
+		var others []NodeID
+		voters, self := 0, false
+		for _, s := range c.servers() {
+			if s.Suffrage == raft.Voter {
+				voters++
+				if NodeID(s.ID) == c.ID() {
+					self = true
+				} else {
+					others = append(others, NodeID(s.ID))
+				}
+			}
+		}
+		need := voters / 2
+		if !self {
+			need = min(1, len(others))
+		}
+		err := c.askEpoch(ctx, others, need)
+		if err == nil {
+			c.transport.open()
+			return nil
+		}
+		if errors.Is(err, ErrEpochUsed) {
+			c.cfg.Logger.Error("this node stays out of elections", "err", err)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+func (c *Cluster) askEpoch(ctx context.Context, others []NodeID, need int) error {
+	if need <= 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	used := make(chan error, len(others))
+	err := c.quorum(ctx, others, need, func(ctx context.Context, id NodeID) error {
+		err := c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.identity.Boot, nil)
+		var refused *statusError
+		if errors.As(err, &refused) && refused.code == http.StatusConflict {
+			used <- ErrEpochUsed
+		}
+		return err
+	})
+	select {
+	case e := <-used:
+		return e
+	default:
+		return err
+	}
+}
+
+// serveEpoch remembers a peer's boot, durably, before it confirms it.
+func (c *Cluster) serveEpoch(w http.ResponseWriter, r *http.Request) {
+	var b boot
+	if !readJSON(w, r, &b) {
+		return
+	}
+	id := PeerOf(r.Context())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known := c.identity.Seen[id]
+	if b.Epoch < known.Epoch || b.Epoch == known.Epoch && b.Nonce != known.Nonce {
+		http.Error(w, ErrEpochUsed.Error(), http.StatusConflict)
+		return
+	}
+	if b == known {
+		return
+	}
+	c.identity.Seen[id] = b
+	if err := writeIdentity(c.cfg.DataDir, c.identity); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+// recordBoot announces this boot in the state, which is also the first proof that this node can take pushes.
+func (c *Cluster) recordBoot(ctx context.Context) error {
+	for {
+		err := c.records.Boot(ctx, Record{
+			ID: c.ID(), Name: c.cfg.Name, API: c.cfg.API, Cluster: c.advertise, Version: c.cfg.Version,
+			Epoch: c.Epoch(), Level: c.cfg.Level,
+		}, c.identity.Boot.Nonce)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, ErrEpochUsed) {
+			c.cfg.Logger.Error("this node's boot is not taken", "err", err)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		if ctx.Err() == nil {
+			c.cfg.Logger.Debug("the cluster doesn't know of this boot yet", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(formPause):
+		}
+	}
+}
+
+// keepContact looks for lost members and tells the leader when this node has moved.
+func (c *Cluster) keepContact(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		if s, ok := c.server(c.ID()); ok && string(s.Address) != c.advertise {
+			if leader, known := c.Leader(); known {
+				_ = c.ask(ctx, leader, http.MethodPost, "/cluster/join", newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}, nil)
+			}
+		}
+		if c.gossip.alone() {
+			c.gossip.join(c.seeds())
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// nameCluster gives a new cluster its ID; the leader does it, once.
+func (c *Cluster) nameCluster(ctx context.Context) {
+	if id, err := c.records.ClusterID(); err != nil || id != "" {
+		return
+	}
+	if err := c.records.SetClusterID(ctx, uuid.NewString()); err != nil {
+		c.cfg.Logger.Debug("the cluster has no ID yet", "err", err)
+	}
+}

@@ -1,0 +1,102 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/google/uuid"
+
+	"pier/cluster/port"
+)
+
+const (
+	identityFile = "node.json"
+	logFile      = "raft.db"
+	secretFile   = "cluster.secret"
+)
+
+// NodeID is the Raft ID of a node, made with its data directory.
+type NodeID = port.NodeID
+
+// boot names one life of a node.
+type boot struct {
+	Epoch uint64 `json:"epoch"`
+	Nonce string `json:"nonce"`
+}
+
+// identity is what a node must not forget beside its log.
+type identity struct {
+	ID   NodeID `json:"id"`
+	Boot boot   `json:"boot"`
+	// Seen are the newest boots of others: what lets a peer tell that its disk is old.
+	Seen map[NodeID]boot `json:"seen,omitempty"`
+	// Promised is the initiator whose forming this node has agreed to; given once.
+	Promised NodeID `json:"promised,omitempty"`
+	// Peers are addresses of the cluster that this node was taken into.
+	Peers []string `json:"peers,omitempty"`
+	// Left says that the node left its cluster, and must not start as a member again.
+	Left bool `json:"left,omitempty"`
+}
+
+// loadIdentity reads the identity, and makes one in an empty directory.
+func loadIdentity(dir string) (identity, error) {
+	data, err := os.ReadFile(filepath.Join(dir, identityFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return identity{ID: NodeID(uuid.NewString()), Seen: map[NodeID]boot{}}, nil
+	}
+	if err != nil {
+		return identity{}, fmt.Errorf("read the node's identity: %w", err)
+	}
+	var id identity
+	if err := json.Unmarshal(data, &id); err != nil || id.ID == "" {
+		return identity{}, fmt.Errorf("the node's identity in %s is damaged: restore it, or empty the data directory to start as a new node", identityFile)
+	}
+	if id.Seen == nil {
+		id.Seen = map[NodeID]boot{}
+	}
+	return id, nil
+}
+
+// writeIdentity replaces the file, durably and whole.
+func writeIdentity(dir string, id identity) error {
+	data, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	next := filepath.Join(dir, identityFile+".next")
+	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("write the node's identity: %w", err)
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(next, filepath.Join(dir, identityFile))
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("write the node's identity: %w", err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// StoredID is the ID in a data directory; os.ErrNotExist when there is none.
+func StoredID(dir string) (NodeID, error) {
+	if _, err := os.Stat(filepath.Join(dir, identityFile)); err != nil {
+		return "", err
+	}
+	id, err := loadIdentity(dir)
+	return id.ID, err
+}

@@ -1,0 +1,263 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pier/cluster/port"
+)
+
+const (
+	stagedFile  = "join.json"
+	joinTimeout = 15 * time.Second
+	maxJoins    = 16
+)
+
+// JoinConfig says who wants to join and with which invite.
+type JoinConfig struct {
+	DataDir, Token, Name, Advertise, API string
+	Network                              port.Network
+	Logger                               *slog.Logger
+}
+
+// Joined is what the node has become.
+type Joined struct {
+	ID        NodeID
+	ClusterID string
+	Peers     []string
+}
+
+type joinRequest struct {
+	Key  []byte   `json:"key"`
+	Node newcomer `json:"node"`
+}
+
+type joinReply struct {
+	Error     string   `json:"error,omitempty"`
+	Code      int      `json:"code,omitempty"`
+	Secrets   [][]byte `json:"secrets,omitempty"`
+	ClusterID string   `json:"cluster_id,omitempty"`
+	Peers     []string `json:"peers,omitempty"`
+}
+
+// tokenErrors are the refusals that cross the wire, by number.
+var tokenErrors = []error{nil, ErrTokenInvalid, ErrTokenExpired, ErrTokenUsed}
+
+// staged is a joining that only has to be written down: it is durable before anything of the old node goes.
+type staged struct {
+	Identity identity `json:"identity"`
+	Secrets  [][]byte `json:"secrets"`
+}
+
+// Join uses an invite for the node in DataDir, whose inside must be stopped. The node gets a new identity, the cluster's
+// secret and an empty log; the caller drops the old state.
+func Join(ctx context.Context, cfg JoinConfig) (Joined, error) {
+	t, err := parseToken(cfg.Token, time.Now())
+	if err != nil {
+		return Joined{}, err
+	}
+	id := NodeID(uuid.NewString())
+	req := joinRequest{Key: t.Key, Node: newcomer{ID: id, Name: cfg.Name, Address: cfg.Advertise}}
+	var reply joinReply
+	var failed []error
+	for _, address := range t.Addresses {
+		if reply, err = redeem(ctx, cfg.Network, address, t.Fingerprint, req); err == nil {
+			break
+		}
+		failed = append(failed, fmt.Errorf("%s: %w", address, err))
+	}
+	if err != nil {
+		return Joined{}, fmt.Errorf("join: %w", errors.Join(failed...))
+	}
+	next := staged{Identity: identity{ID: id, Seen: map[NodeID]boot{}, Peers: reply.Peers}, Secrets: reply.Secrets}
+	if err := stage(cfg.DataDir, next); err != nil {
+		return Joined{}, err
+	}
+	if err := finishJoin(cfg.DataDir); err != nil {
+		return Joined{}, err
+	}
+	return Joined{ID: id, ClusterID: reply.ClusterID, Peers: reply.Peers}, nil
+}
+
+func redeem(ctx context.Context, n port.Network, address, fingerprint string, req joinRequest) (joinReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	var reply joinReply
+	conn, err := port.DialJoin(ctx, n, address, fingerprint)
+	if err != nil {
+		return reply, err
+	}
+	defer func() { _ = conn.Close() }()
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	if err := json.NewEncoder(conn).Encode(req); err != nil {
+		return reply, err
+	}
+	if err := json.NewDecoder(io.LimitReader(conn, 1<<20)).Decode(&reply); err != nil {
+		return reply, fmt.Errorf("read the answer: %w", err)
+	}
+	if reply.Code > 0 && reply.Code < len(tokenErrors) {
+		return reply, tokenErrors[reply.Code]
+	}
+	if reply.Error != "" {
+		return reply, errors.New(reply.Error)
+	}
+	return reply, nil
+}
+
+func stage(dir string, s staged) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, stagedFile)
+	f, err := os.OpenFile(path+".next", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("keep the invite's answer: %w", err)
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(path+".next", path)
+	}
+	if err = errors.Join(err, syncDir(dir)); err != nil {
+		return fmt.Errorf("keep the invite's answer: %w", err)
+	}
+	return nil
+}
+
+// finishJoin writes a staged joining down; again after a crash, until it is done. Its last act drops the staged file.
+func finishJoin(dir string) error {
+	path := filepath.Join(dir, stagedFile)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var s staged
+	if err == nil {
+		err = json.Unmarshal(data, &s)
+	}
+	if err != nil {
+		return fmt.Errorf("finish joining: %w", err)
+	}
+	if err := os.Remove(filepath.Join(dir, logFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("drop the old log: %w", err)
+	}
+	if err := writeIdentity(dir, s.Identity); err != nil {
+		return err
+	}
+	if err := port.SaveSecrets(filepath.Join(dir, secretFile), s.Secrets); err != nil {
+		return fmt.Errorf("keep the cluster's secret: %w", err)
+	}
+	return errors.Join(os.Remove(path), syncDir(dir))
+}
+
+// FinishJoin completes a joining that a crash cut short; it comes before the secret is read.
+func FinishJoin(dir string) error { return finishJoin(dir) }
+
+// serveJoins answers the invited until ctx ends, a bounded number at a time.
+func serveJoins(ctx context.Context, lis net.Listener, admit func(context.Context, joinRequest) (joinReply, error)) error {
+	stop := context.AfterFunc(ctx, func() { _ = lis.Close() })
+	defer stop()
+	var guests sync.WaitGroup
+	defer guests.Wait()
+	slots := make(chan struct{}, maxJoins)
+	for {
+		conn, err := lis.Accept()
+		if err != nil {
+			return nil
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			_ = conn.Close()
+			continue
+		}
+		guests.Go(func() {
+			defer func() { <-slots }()
+			defer func() { _ = conn.Close() }()
+			ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+			defer cancel()
+			deadline, _ := ctx.Deadline()
+			_ = conn.SetDeadline(deadline)
+			var req joinRequest
+			if json.NewDecoder(io.LimitReader(conn, 64<<10)).Decode(&req) != nil || req.Node.ID == "" {
+				return
+			}
+			reply, err := admit(ctx, req)
+			if err != nil {
+				reply = joinReply{Error: err.Error()}
+				for i, known := range tokenErrors {
+					if known != nil && errors.Is(err, known) {
+						reply.Code = i
+					}
+				}
+			}
+			_ = json.NewEncoder(conn).Encode(reply)
+		})
+	}
+}
+
+// Invite makes a token that lets one node in until it expires.
+func (c *Cluster) Invite(ctx context.Context, ttl time.Duration) (string, time.Time, error) {
+	expires := c.cfg.Now().Add(ttl)
+	addresses := []string{c.advertise}
+	for _, m := range c.Members() {
+		if !m.Self && m.State == stateAlive {
+			addresses = append(addresses, m.Address)
+		}
+	}
+	t := newToken(addresses, c.cfg.Secrets.Fingerprint(), expires)
+	if err := c.records.CreateInvite(ctx, keyHash(t.Key), expires); err != nil {
+		return "", time.Time{}, err
+	}
+	return t.String(), expires, nil
+}
+
+// admitInvited uses an invite up and takes its holder in.
+func (c *Cluster) admitInvited(ctx context.Context, r joinRequest) (joinReply, error) {
+	if err := c.records.RedeemInvite(ctx, keyHash(r.Key)); err != nil {
+		return joinReply{}, err
+	}
+	if err := c.takeIn(ctx, r.Node); err != nil {
+		return joinReply{}, err
+	}
+	id, err := c.records.ClusterID()
+	if err != nil {
+		return joinReply{}, err
+	}
+	peers := []string{c.advertise}
+	for _, s := range c.servers() {
+		if string(s.Address) != r.Node.Address && string(s.Address) != c.advertise {
+			peers = append(peers, string(s.Address))
+		}
+	}
+	return joinReply{Secrets: c.cfg.Secrets, ClusterID: id, Peers: peers}, nil
+}
+
+// serveJoin takes in a holder of the secret, or notes where a member is now.
+func (c *Cluster) serveJoin(w http.ResponseWriter, r *http.Request) {
+	var n newcomer
+	if !readJSON(w, r, &n) {
+		return
+	}
+	from := PeerOf(r.Context())
+	if _, member := c.server(from); from != n.ID && !member {
+		http.Error(w, "a node speaks for itself", http.StatusForbidden)
+		return
+	}
+	if err := c.takeIn(r.Context(), n); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	}
+}

@@ -1,0 +1,439 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"pier/cluster/port"
+)
+
+const changeTimeout = 10 * time.Second
+
+// Member is a node of the configuration with what gossip says of it.
+type Member struct {
+	ID                 NodeID
+	Name, Address, API string
+	Role               string // leader, voter, nonvoter
+	State              string // alive, suspect, dead, left
+	Self               bool
+}
+
+// Members lists the configuration's nodes, by name.
+func (c *Cluster) Members() []Member {
+	records, _ := c.records.Nodes()
+	var out []Member
+	for _, s := range c.servers() {
+		id := NodeID(s.ID)
+		m := Member{ID: id, Address: string(s.Address), Role: c.roleOf(id), State: stateDead, Self: id == c.ID()}
+		if i := slices.IndexFunc(records, func(r Record) bool { return r.ID == id }); i >= 0 {
+			m.Name, m.API = records[i].Name, records[i].API
+		}
+		if h, ok := c.gossip.hint(id); ok {
+			m.State = h.State
+			m.Name, m.API = h.Name, h.API
+		}
+		if m.Self {
+			m.State, m.Name, m.API = stateAlive, c.cfg.Name, c.cfg.API
+		}
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b Member) int { return strings.Compare(a.Name+"\x00"+string(a.ID), b.Name+"\x00"+string(b.ID)) })
+	return out
+}
+
+// lead does the leader's chores while this node leads: promotes newcomers, replaces the dead, marks the absent.
+func (c *Cluster) lead(ctx context.Context) error {
+	tick := time.NewTicker(max(c.cfg.RaftTimeout/2, 50*time.Millisecond))
+	defer tick.Stop()
+	led := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		_, known := c.Leader()
+		c.dead.leaderless(known, c.cfg.Now())
+		if !c.leading() {
+			led = false
+			continue
+		}
+		if !led {
+			led = true
+			c.dead.forget()
+		}
+		c.nameCluster(ctx)
+		c.tend(ctx)
+	}
+}
+
+// view is what the leader's decision rests on.
+type view struct {
+	id       NodeID
+	voter    bool
+	self     bool
+	address  string
+	well     bool
+	wellFor  time.Duration
+	goneFor  time.Duration
+	caughtUp bool
+	away     bool
+	known    bool // has a record in the state
+	draining bool
+}
+
+// act is one chore.
+type act struct {
+	kind string // promote, retire, away, back
+	id   NodeID
+}
+
+// decide picks the next chore, a pure function of what is seen. A voter is never merely dropped: it retires only when a
+// live voter stands at the address that was its own, which shows that its disk was replaced.
+func decide(nodes []view, maxVoters int, voterDelay, repairDelay time.Duration) (act, bool) {
+	voters, dead := 0, 0
+	for _, n := range nodes {
+		if n.voter {
+			voters++
+			if n.goneFor > voterDelay {
+				dead++
+			}
+		}
+	}
+	for _, n := range nodes {
+		fit := !n.voter && n.well && n.caughtUp && !n.draining && n.wellFor >= voterDelay
+		if fit && (voters < maxVoters || dead > 0) {
+			return act{"promote", n.id}, true
+		}
+	}
+	for _, n := range nodes {
+		replaced := strings.HasPrefix(n.address, replacedPrefix)
+		if n.voter && !n.self && n.goneFor > voterDelay && (replaced || voters > maxVoters) && (voters-1)/2+1 <= voters-dead {
+			return act{"retire", n.id}, true
+		}
+	}
+	for _, n := range nodes {
+		if n.known && !n.away && n.goneFor > repairDelay {
+			return act{"away", n.id}, true
+		}
+		if n.known && n.away && n.well {
+			return act{"back", n.id}, true
+		}
+	}
+	return act{}, false
+}
+
+// tend looks at the members and does one chore.
+func (c *Cluster) tend(ctx context.Context) {
+	nodes := c.look(ctx)
+	a, ok := decide(nodes, c.cfg.MaxVoters, c.cfg.VoterDelay, c.cfg.RepairDelay)
+	if !ok {
+		return
+	}
+	var err error
+	switch a.kind {
+	case "promote":
+		err = c.promote(a.id)
+	case "retire":
+		err = errors.Join(c.drop(a.id), c.records.Forget(ctx, a.id))
+	case "away", "back":
+		i := slices.IndexFunc(nodes, func(n view) bool { return n.id == a.id })
+		err = c.records.Mark(ctx, a.id, a.kind == "away", nodes[i].draining)
+	}
+	c.cfg.Logger.Info("changed the cluster", "act", a.kind, "peer", a.id, "err", err)
+}
+
+func (c *Cluster) look(ctx context.Context) []view {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	records, _ := c.records.Nodes()
+	commit := c.raft.CommitIndex()
+	var out []view
+	for _, s := range c.servers() {
+		v := view{id: NodeID(s.ID), voter: s.Suffrage == raft.Voter, self: NodeID(s.ID) == c.ID(), address: string(s.Address)}
+		h, heard := c.gossip.hint(v.id)
+		v.well = v.self || heard && (h.State == stateAlive || h.State == stateSuspect)
+		v.wellFor, v.goneFor = c.dead.see(v.id, v.well, c.cfg.Now())
+		if i := slices.IndexFunc(records, func(r Record) bool { return r.ID == v.id }); i >= 0 {
+			v.known, v.away, v.draining = true, records[i].Away, records[i].Draining
+		}
+		if v.well && !v.voter && v.wellFor >= c.cfg.VoterDelay {
+			report, err := c.report(ctx, v.id)
+			v.caughtUp = err == nil && report.AppliedIndex+maxAppend >= commit && report.Member
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func (c *Cluster) promote(id NodeID) error {
+	s, ok := c.server(id)
+	if !ok {
+		return ErrNodeUnknown
+	}
+	return c.change(func() raft.IndexFuture { return c.raft.AddVoter(s.ID, s.Address, 0, changeTimeout) })
+}
+
+// change does one membership change at a time (hashicorp/raft issue 696).
+func (c *Cluster) change(begin func() raft.IndexFuture) error {
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	return begin().Error()
+}
+
+func (c *Cluster) drop(id NodeID) error {
+	err := c.change(func() raft.IndexFuture { return c.raft.RemoveServer(raft.ServerID(id), 0, changeTimeout) })
+	if err == nil {
+		c.port.Drop(id)
+	}
+	return err
+}
+
+// replacedPrefix marks the address of a member whose place a new node has taken.
+const replacedPrefix = "replaced-"
+
+// takeIn makes a node a member, or moves one to its new address. On a follower it asks the leader.
+func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
+	if !c.leading() {
+		leader, ok := c.Leader()
+		if !ok {
+			return &UnavailableError{Reason: "there is no leader that could take a node in", RetryAfter: c.cfg.RaftTimeout}
+		}
+		return c.ask(ctx, leader, http.MethodPost, "/cluster/join", n, nil)
+	}
+	known, member := c.server(n.ID)
+	if member && string(known.Address) == n.Address {
+		return nil
+	}
+	// The newcomer must really be there: only then may it take an address that another member had.
+	conn, err := c.port.Dial(ctx, port.ProtoPeer, n.ID, n.Address)
+	if err != nil && member {
+		return fmt.Errorf("the node isn't at %s: %w", n.Address, err)
+	}
+	if err == nil {
+		_ = conn.Close()
+	}
+	for _, s := range c.servers() {
+		if string(s.Address) != n.Address || NodeID(s.ID) == n.ID {
+			continue
+		}
+		if err := c.readdress(s, raft.ServerAddress(replacedPrefix+string(s.ID)+":0")); err != nil {
+			return err
+		}
+	}
+	at := raft.Server{Suffrage: raft.Nonvoter, ID: raft.ServerID(n.ID)}
+	if member {
+		at = known
+	}
+	c.cfg.Logger.Info("taking a node in", "peer", n.ID, "name", n.Name, "address", n.Address, "moved", member)
+	return c.readdress(at, raft.ServerAddress(n.Address))
+}
+
+func (c *Cluster) readdress(s raft.Server, address raft.ServerAddress) error {
+	return c.change(func() raft.IndexFuture {
+		if s.Suffrage == raft.Voter {
+			return c.raft.AddVoter(s.ID, address, 0, changeTimeout)
+		}
+		return c.raft.AddNonvoter(s.ID, address, 0, changeTimeout)
+	})
+}
+
+type removal struct {
+	ID    NodeID
+	Force bool
+}
+
+// Remove takes a node out. Without force it refuses what would lose the majority or the last copy of a blob.
+func (c *Cluster) Remove(ctx context.Context, id NodeID, force bool) error {
+	if _, ok := c.server(id); !ok {
+		return fmt.Errorf("%w: %s", ErrNodeUnknown, id)
+	}
+	if !force {
+		if err := c.canSpare(ctx, id); err != nil {
+			return err
+		}
+	}
+	deadline := c.cfg.Now().Add(proposePatience)
+	for {
+		err := c.removeOnce(ctx, id, force)
+		var status *statusError
+		if err == nil || errors.Is(err, ErrWouldLoseQuorum) || errors.As(err, &status) && status.code == http.StatusConflict {
+			return err
+		}
+		if c.cfg.Now().After(deadline) {
+			return &UnavailableError{Reason: "the node was not removed: " + err.Error(), RetryAfter: 2 * c.cfg.RaftTimeout}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(formPause):
+		}
+	}
+}
+
+// canSpare tells whether the rest would still have a majority and every blob.
+func (c *Cluster) canSpare(ctx context.Context, id NodeID) error {
+	voters, live := 0, 0
+	for _, m := range c.Members() {
+		if m.ID == id || m.Role == "nonvoter" {
+			continue
+		}
+		voters++
+		if m.State == stateAlive {
+			live++
+		}
+	}
+	if live < voters/2+1 {
+		return fmt.Errorf("%w (%d of %d remaining voters are alive)", ErrWouldLoseQuorum, live, voters)
+	}
+	digests, total, err := c.guard.OnlyOn(ctx, id, 10)
+	if err != nil {
+		return fmt.Errorf("look for blobs that only this node holds: %w", err)
+	}
+	if total > 0 {
+		return &LastCopyError{Digests: digests, Total: total}
+	}
+	return nil
+}
+
+func (c *Cluster) removeOnce(ctx context.Context, id NodeID, force bool) error {
+	leader, ok := c.Leader()
+	if !ok {
+		return errNotLeader
+	}
+	if leader == id && len(c.servers()) > 1 {
+		// a leader hands over before it goes, so that nobody waits for an election
+		if id == c.ID() {
+			if err := c.transferHere(""); err != nil {
+				return err
+			}
+			return errNotLeader
+		}
+		if err := c.ask(ctx, leader, http.MethodPost, "/cluster/transfer", removal{}, nil); err != nil {
+			return err
+		}
+		return errNotLeader
+	}
+	if leader != c.ID() {
+		return c.ask(ctx, leader, http.MethodPost, "/cluster/remove", removal{ID: id, Force: force}, nil)
+	}
+	if _, ok := c.server(id); !ok {
+		return nil
+	}
+	if err := c.drop(id); err != nil {
+		return err
+	}
+	c.cfg.Logger.Info("removed a node", "peer", id)
+	return c.records.Forget(ctx, id)
+}
+
+func (c *Cluster) serveRemove(w http.ResponseWriter, r *http.Request) {
+	var x removal
+	if !readJSON(w, r, &x) {
+		return
+	}
+	if !c.leading() {
+		http.Error(w, errNotLeader.Error(), http.StatusMisdirectedRequest)
+		return
+	}
+	if err := c.removeOnce(r.Context(), x.ID, x.Force); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	}
+}
+
+// Leave drains this node and takes it out: first its blobs must be with others. The mark that it left stays on its disk.
+func (c *Cluster) Leave(ctx context.Context) error {
+	if len(c.servers()) < 2 {
+		return fmt.Errorf("%w: it is the only one", ErrWouldLoseQuorum)
+	}
+	if err := c.records.Mark(ctx, c.ID(), false, true); err != nil {
+		return err
+	}
+	for {
+		_, total, err := c.guard.OnlyOn(ctx, c.ID(), 1)
+		if err == nil && total == 0 {
+			break
+		}
+		c.cfg.Logger.Info("leaving: waiting until others hold this node's blobs", "blobs", total, "err", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(formPause):
+		}
+	}
+	if err := c.Remove(ctx, c.ID(), false); err != nil {
+		return errors.Join(err, c.records.Mark(ctx, c.ID(), false, false))
+	}
+	c.mu.Lock()
+	c.identity.Left = true
+	err := writeIdentity(c.cfg.DataDir, c.identity)
+	c.mu.Unlock()
+	return err
+}
+
+// Transfer hands leadership to a node, or to the fittest for an empty ID. Nothing happens where there is none to hand on.
+func (c *Cluster) Transfer(ctx context.Context, to NodeID) error {
+	leader, ok := c.Leader()
+	switch {
+	case !ok:
+		return &UnavailableError{Reason: "there is no leader", RetryAfter: c.cfg.RaftTimeout}
+	case to != "" && leader == to:
+		return nil
+	case leader == c.ID():
+		return c.transferHere(to)
+	case to == "":
+		return nil // it isn't this node's to hand on
+	}
+	return c.ask(ctx, leader, http.MethodPost, "/cluster/transfer", removal{ID: to}, nil)
+}
+
+func (c *Cluster) transferHere(to NodeID) error {
+	voters := slices.DeleteFunc(c.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter })
+	if len(voters) < 2 {
+		return errors.New("no other node votes yet")
+	}
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	var future raft.Future
+	if to == "" {
+		future = c.raft.LeadershipTransfer()
+	} else {
+		s, ok := c.server(to)
+		if !ok {
+			return fmt.Errorf("%w: %s", ErrNodeUnknown, to)
+		}
+		if s.Suffrage != raft.Voter {
+			return fmt.Errorf("%s does not vote yet, so it can't lead", to)
+		}
+		future = c.raft.LeadershipTransferToServer(s.ID, s.Address)
+	}
+	done := make(chan error, 1)
+	go func() { done <- future.Error() }() // bounded by the library's election timeout
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(4 * c.cfg.RaftTimeout):
+		return &UnavailableError{Reason: "the transfer takes too long", RetryAfter: c.cfg.RaftTimeout}
+	}
+}
+
+func (c *Cluster) serveTransfer(w http.ResponseWriter, r *http.Request) {
+	var x removal
+	if !readJSON(w, r, &x) {
+		return
+	}
+	if !c.leading() {
+		http.Error(w, errNotLeader.Error(), http.StatusMisdirectedRequest)
+		return
+	}
+	if err := c.transferHere(x.ID); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	}
+}

@@ -1,0 +1,179 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pier/cluster/port"
+)
+
+const maxAnswer = 16 << 20
+
+type peerKey struct{}
+
+// PeerOf is the node that sent a request over the peer protocol.
+func PeerOf(ctx context.Context) NodeID {
+	id, _ := ctx.Value(peerKey{}).(NodeID)
+	return id
+}
+
+// newPeerTransport speaks HTTP/2 over the port; the host of a URL is a node's ID.
+func (c *Cluster) newPeerTransport() *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true) // the port has encrypted already
+	return &http.Transport{
+		Protocols: protocols,
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			host, _, err := net.SplitHostPort(address)
+			if err != nil {
+				return nil, err
+			}
+			at, err := c.addressOf(NodeID(host))
+			if err != nil {
+				return nil, err
+			}
+			return c.port.Dial(ctx, port.ProtoPeer, NodeID(host), at)
+		},
+		IdleConnTimeout:     2 * time.Minute,
+		MaxIdleConnsPerHost: 4,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: 3 * time.Second, PingTimeout: 3 * time.Second, MaxReceiveBufferPerStream: 4 << 20, MaxReceiveBufferPerConnection: 16 << 20},
+	}
+}
+
+// Transport reaches members: the host of a URL is a node's ID. It adds nothing to a request.
+func (c *Cluster) Transport() http.RoundTripper { return c.peers }
+
+// servePeers answers the others until ctx ends.
+func (c *Cluster) servePeers(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /cluster/propose", c.servePropose)
+	mux.HandleFunc("POST /cluster/applied", c.serveApplied)
+	mux.HandleFunc("POST /cluster/index", c.serveIndex)
+	mux.HandleFunc("POST /cluster/term", c.serveTerm)
+	mux.HandleFunc("POST /cluster/epoch", c.serveEpoch)
+	mux.HandleFunc("GET /cluster/hello", c.serveHello)
+	mux.HandleFunc("POST /cluster/promise", c.servePromise)
+	mux.HandleFunc("POST /cluster/join", c.serveJoin)
+	mux.HandleFunc("POST /cluster/remove", c.serveRemove)
+	mux.HandleFunc("POST /cluster/transfer", c.serveTransfer)
+	mux.HandleFunc("GET /cluster/status", c.serveStatus)
+	mux.Handle("/", c.cfg.PeerHandler)
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	protocols.SetHTTP1(true)
+	server := &http.Server{
+		Handler: mux, Protocols: protocols, ReadHeaderTimeout: rpcTimeout, ErrorLog: newStdLogger(c.cfg.Logger, "peer"),
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerStream: 4 << 20, MaxReceiveBufferPerConnection: 16 << 20},
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			id, _ := port.PeerID(conn)
+			return context.WithValue(ctx, peerKey{}, id)
+		},
+	}
+	var group errgroup.Group
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	group.Go(func() error { return server.Serve(c.port.Listener(port.ProtoPeer)) })
+	err := group.Wait()
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// statusError is a peer's refusal.
+type statusError struct {
+	code int
+	text string
+}
+
+func (e *statusError) Error() string { return fmt.Sprintf("%d: %s", e.code, e.text) }
+
+// call asks a member and gives the body of its 2xx.
+func (c *Cluster) call(ctx context.Context, id NodeID, method, path string, body io.Reader) ([]byte, error) {
+	return call(ctx, c.peers, method, "http://"+string(id)+path, body)
+}
+
+func call(ctx context.Context, t http.RoundTripper, method, url string, body io.Reader) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		return nil, &statusError{code: resp.StatusCode, text: string(bytes.TrimSpace(data))}
+	}
+	return data, nil
+}
+
+// ask calls with JSON both ways.
+func (c *Cluster) ask(ctx context.Context, id NodeID, method, path string, in, out any) error {
+	data, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	answer, err := c.call(ctx, id, method, path, bytes.NewReader(data))
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(answer, out)
+}
+
+// askAddress asks whoever is at an address: before a node is a member it knows addresses only.
+func (c *Cluster) askAddress(ctx context.Context, address, method, path string, in, out any) error {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	t := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return c.port.Dial(ctx, port.ProtoPeer, "", address)
+	}}
+	defer t.CloseIdleConnections()
+	data, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	answer, err := call(ctx, t, method, "http://peer"+path, bytes.NewReader(data))
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(answer, out)
+}
+
+func answerJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
+	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(v); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return false
+	}
+	return true
+}
+
+// eachLive asks every other member that gossip doesn't call dead, all at once.
+func (c *Cluster) eachLive(ctx context.Context, ask func(context.Context, NodeID) error) error {
+	var group errgroup.Group
+	for _, m := range c.Members() {
+		if !m.Self && (m.State == stateAlive || m.State == stateSuspect) {
+			group.Go(func() error { return ask(ctx, m.ID) })
+		}
+	}
+	return group.Wait()
+}

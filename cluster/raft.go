@@ -1,0 +1,253 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"pier/cluster/port"
+)
+
+const (
+	maxAppend   = 512
+	logCache    = 1024
+	rpcTimeout  = 10 * time.Second
+	commitPause = 5 * time.Millisecond
+	poolPerPeer = 3
+	addressMark = "@"
+)
+
+func (c *Cluster) raftConfig() *raft.Config {
+	cfg := raft.DefaultConfig()
+	cfg.LocalID = raft.ServerID(c.ID())
+	cfg.HeartbeatTimeout, cfg.ElectionTimeout = c.cfg.RaftTimeout, c.cfg.RaftTimeout
+	cfg.LeaderLeaseTimeout = c.cfg.RaftTimeout / 2
+	cfg.CommitTimeout = commitPause
+	cfg.MaxAppendEntries = maxAppend
+	cfg.BatchApplyCh = true
+	cfg.TrailingLogs = c.cfg.TrailingLogs
+	cfg.SnapshotInterval = c.cfg.SnapshotInterval
+	cfg.SnapshotThreshold = c.cfg.SnapshotThreshold
+	cfg.NoSnapshotRestoreOnStart = true // the state file is never older than its own snapshot
+	cfg.ShutdownOnRemove = false        // a removed node must be able to say so
+	cfg.NoLegacyTelemetry = true
+	cfg.Logger = newRaftLogger(c.cfg.Logger)
+	return cfg
+}
+
+func (c *Cluster) openRaft() error {
+	cfg := c.raftConfig()
+	inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		ServerAddressProvider: addressBook{c}, Stream: &raftStream{Listener: c.port.Listener(port.ProtoRaft), c: c},
+		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: rpcTimeout, Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
+	})
+	c.transport = newGatedTransport(inner)
+	cached, err := raft.NewLogCache(logCache, c.log)
+	if err != nil {
+		return err
+	}
+	c.raft, err = raft.NewRaft(cfg, c.state, cached, c.log, c.state.Snapshots(), c.transport)
+	if err != nil {
+		return fmt.Errorf("start raft: %w", err)
+	}
+	return nil
+}
+
+// addressBook finds where a member is now. It puts the ID into the address, so that the connection can insist on it.
+type addressBook struct{ c *Cluster }
+
+func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	address, err := b.c.addressOf(NodeID(id))
+	return raft.ServerAddress(string(id) + addressMark + address), err
+}
+
+// addressOf prefers what a live node says of itself to what the configuration knows: it may have moved.
+func (c *Cluster) addressOf(id NodeID) (string, error) {
+	if h, ok := c.gossip.hint(id); ok && h.State == stateAlive && h.Cluster != "" {
+		return h.Cluster, nil
+	}
+	if s, ok := c.server(id); ok {
+		return string(s.Address), nil
+	}
+	return "", fmt.Errorf("%w: %s", ErrNodeUnknown, id)
+}
+
+// raftStream carries Raft over the port.
+type raftStream struct {
+	net.Listener
+	c *Cluster
+}
+
+func (s *raftStream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	id, at, found := strings.Cut(string(address), addressMark)
+	if !found {
+		id, at = "", string(address)
+	}
+	return s.c.port.Dial(ctx, port.ProtoRaft, NodeID(id), at)
+}
+
+var errGate = errors.New("this node does not vote until others confirm that its memory is whole")
+
+// gatedTransport keeps a node out of elections until its boot epoch is confirmed: a disk from last week has forgotten
+// votes and entries, and would help to elect a leader that lacks what was acknowledged. Appending is harmless.
+type gatedTransport struct {
+	*raft.NetworkTransport
+	out     chan raft.RPC
+	stopped chan struct{}
+	once    sync.Once
+	gate    chan struct{} // closed when open
+	opening sync.Once
+}
+
+func newGatedTransport(t *raft.NetworkTransport) *gatedTransport {
+	return &gatedTransport{NetworkTransport: t, out: make(chan raft.RPC), stopped: make(chan struct{}), gate: make(chan struct{})}
+}
+
+func (t *gatedTransport) open() { t.opening.Do(func() { close(t.gate) }) }
+
+func (t *gatedTransport) isOpen() bool {
+	select {
+	case <-t.gate:
+		return true
+	default:
+		return false
+	}
+}
+
+func (t *gatedTransport) stop() {
+	t.once.Do(func() { close(t.stopped) })
+	_ = t.NetworkTransport.Close()
+}
+
+// run passes inbound calls on, but for those of elections while the gate is shut.
+func (t *gatedTransport) run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.stopped:
+			return nil
+		case rpc := <-t.NetworkTransport.Consumer():
+			if isElection(rpc.Command) && !t.isOpen() {
+				rpc.Respond(nil, errGate)
+				continue
+			}
+			select {
+			case t.out <- rpc:
+			case <-ctx.Done():
+				return nil
+			case <-t.stopped:
+				return nil
+			}
+		}
+	}
+}
+
+func isElection(command any) bool {
+	switch command.(type) {
+	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
+		return true
+	}
+	return false
+}
+
+// Consumer gives Raft what may pass.
+func (t *gatedTransport) Consumer() <-chan raft.RPC { return t.out }
+
+// RequestVote asks for a vote, once the gate is open.
+func (t *gatedTransport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if !t.isOpen() {
+		return errGate
+	}
+	return t.NetworkTransport.RequestVote(id, target, args, resp)
+}
+
+// RequestPreVote asks whether a vote would be given, once the gate is open.
+func (t *gatedTransport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if !t.isOpen() {
+		return errGate
+	}
+	return t.NetworkTransport.RequestPreVote(id, target, args, resp)
+}
+
+// watchLog bounds the log behind the snapshot by bytes: manifests of 4 MiB would make 100,000 entries a lot.
+func (c *Cluster) watchLog(ctx context.Context) error {
+	tick := time.NewTicker(c.cfg.SnapshotInterval)
+	defer tick.Stop()
+	trailing := c.cfg.TrailingLogs
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		first, err := c.log.FirstIndex()
+		last, err2 := c.log.LastIndex()
+		if errors.Join(err, err2) != nil || last <= first {
+			continue
+		}
+		keep := c.cfg.TrailingLogs
+		if size := c.log.Size(); size > c.cfg.TrailingBytes {
+			keep = max(uint64(float64(last-first)*float64(c.cfg.TrailingBytes)/float64(size)), 64)
+			keep = min(keep, c.cfg.TrailingLogs)
+		}
+		if keep == trailing {
+			continue
+		}
+		trailing = keep
+		err = c.raft.ReloadConfig(raft.ReloadableConfig{
+			TrailingLogs: keep, SnapshotInterval: c.cfg.SnapshotInterval, SnapshotThreshold: c.cfg.SnapshotThreshold,
+			HeartbeatTimeout: c.cfg.RaftTimeout, ElectionTimeout: c.cfg.RaftTimeout,
+		})
+		if err != nil {
+			c.cfg.Logger.Warn("can't change how much log is kept", "err", err)
+		}
+	}
+}
+
+// newRaftLogger turns the library's lines into ours. Its own levels are one too loud for an operator.
+func newRaftLogger(l *slog.Logger) hclog.Logger {
+	h := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Level: hclog.Info, Output: io.Discard})
+	h.RegisterSink(slogSink{l})
+	return h
+}
+
+type slogSink struct{ l *slog.Logger }
+
+func (s slogSink) Accept(name string, level hclog.Level, msg string, args ...any) {
+	to := slog.LevelDebug
+	if level >= hclog.Error {
+		to = slog.LevelInfo
+	}
+	s.l.With("part", name).Log(context.Background(), to, msg, printable(args)...)
+}
+
+func printable(args []any) []any {
+	out := make([]any, len(args))
+	for i, a := range args {
+		switch v := a.(type) {
+		case error, string, fmt.Stringer:
+			out[i] = v
+		default:
+			out[i] = fmt.Sprint(v)
+		}
+	}
+	return out
+}
+
+// newStdLogger gives libraries that want the standard logger one that writes to ours.
+func newStdLogger(l *slog.Logger, part string) *log.Logger {
+	return slog.NewLogLogger(l.With("part", part).Handler(), slog.LevelDebug)
+}
