@@ -1,0 +1,14 @@
+// Command conformance runs the official conformance suite of the OCI distribution spec against Pier, with nothing disabled,
+// and fails on every failure, skip and disabled test.
+//
+//	go run ./test/conformance                          all scenarios, versions 1.1 and dev
+//	go run ./test/conformance -scenario three -version dev
+//	go run ./test/conformance -registry 127.0.0.1:5000 a registry that runs already
+//
+// The scenarios are one node; three nodes behind a proxy that sends every request to a random one; and the same while the
+// leader is killed and started again every ten seconds, where the proxy may repeat requests that met a 503 or a dead node, and
+// nothing else. Nodes are processes of the built program, so that a kill is a kill.
+//
+// The suite is built with go install at a pinned version below .build/, outside this module's requirements. Reports are left
+// in .build/conformance/. It is a command and not a Go test because it needs the module proxy once.
+package main

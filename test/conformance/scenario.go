@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pier/test/process"
+	"pier/test/proxy"
+)
+
+const killInterval = 10 * time.Second
+
+// runScenario starts a cluster of its own, runs the suite against it and stops the cluster.
+func runScenario(ctx context.Context, s suite, o options, name string) (err error) {
+	dir := filepath.Join(o.work, "conformance", "data-"+name)
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove the last run's data: %w", err)
+	}
+	nodes := 3
+	if name == "one" {
+		nodes = 1
+	}
+	start, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	cluster, err := process.Start(start, process.Config{Binary: o.binary, Dir: dir, Nodes: nodes})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cluster.Stop()) }()
+	switch name {
+	case "one":
+		return runVersions(ctx, s, o, name, strings.TrimPrefix(cluster.Nodes[0].URL, "http://"))
+	case "three":
+		return behind(ctx, proxy.Config{Backends: cluster.URLs()}, func(ctx context.Context, _ *proxy.Proxy, address string) error {
+			return runVersions(ctx, s, o, name, address)
+		})
+	default:
+		cfg := proxy.Config{Backends: cluster.URLs(), Retry: 30 * time.Second}
+		return behind(ctx, cfg, func(ctx context.Context, p *proxy.Proxy, address string) error {
+			return underKills(ctx, s, o, killed{cluster: cluster, proxy: p, address: address})
+		})
+	}
+}
+
+// behind serves a proxy on a free port of 127.0.0.1 while f runs.
+func behind(ctx context.Context, cfg proxy.Config, f func(context.Context, *proxy.Proxy, string) error) error {
+	p, err := proxy.New(cfg)
+	if err != nil {
+		return err
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("listen for the proxy: %w", err)
+	}
+	srv := &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := srv.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	group.Go(func() error {
+		defer func() { _ = srv.Close() }()
+		return f(ctx, p, lis.Addr().String())
+	})
+	err = group.Wait()
+	stats := p.Stats()
+	fmt.Printf("       proxy: %d requests, %v by node, %d retries, %d failed\n", stats.Requests, stats.Backend, stats.Retries, stats.Failed)
+	return err
+}
+
+// killed is a cluster whose leaders die.
+type killed struct {
+	cluster *process.Cluster
+	proxy   *proxy.Proxy
+	address string
+}
+
+// underKills repeats the suite while leaders are killed, until each version has seen o.kills of them.
+func underKills(ctx context.Context, s suite, o options, k killed) error {
+	for _, version := range o.versions {
+		kills, stop := 0, make(chan struct{})
+		enough := make(chan struct{})
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error {
+			ticker := time.NewTicker(killInterval)
+			defer ticker.Stop()
+			for {
+				if err := k.killLeader(ctx); err != nil {
+					return err
+				}
+				if kills++; kills == o.kills {
+					close(enough)
+				}
+				select {
+				case <-stop:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-ticker.C:
+				}
+			}
+		})
+		group.Go(func() error {
+			defer close(stop)
+			for round := 1; ; round++ {
+				err := s.once(ctx, runConfig{name: "kill", version: version, registry: k.address, round: round})
+				if err != nil {
+					return err
+				}
+				select {
+				case <-enough:
+					return nil
+				default:
+				}
+			}
+		})
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		fmt.Printf("       %d leaders killed under version %s\n", kills, version)
+	}
+	return nil
+}
+
+// killLeader kills whoever leads and starts it again at once, as a supervisor would, and waits until it is ready.
+func (k killed) killLeader(ctx context.Context) error {
+	leader, err := k.cluster.Leader(ctx)
+	if err != nil {
+		return err
+	}
+	node := k.cluster.Nodes[leader]
+	var killErr error
+	k.proxy.Quiet(leader, func() { killErr = node.Kill() })
+	if killErr != nil {
+		return killErr
+	}
+	if err := node.Start(); err != nil {
+		return err
+	}
+	ready, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return node.WaitReady(ready)
+}

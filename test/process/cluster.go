@@ -1,0 +1,197 @@
+package process
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Config says what to run.
+type Config struct {
+	// Binary is the path of the pier program; Dir gets data and logs, and must be empty or absent.
+	Binary, Dir string
+	// Nodes is the size of the cluster, one or more.
+	Nodes int
+	// Args are further flags for every node's serve.
+	Args []string
+}
+
+// Validate reports every fault at once.
+func (c Config) Validate() error {
+	var faults []error
+	if c.Binary == "" {
+		faults = append(faults, errors.New("process: no binary"))
+	}
+	if c.Dir == "" {
+		faults = append(faults, errors.New("process: no directory"))
+	}
+	if c.Nodes < 1 {
+		faults = append(faults, fmt.Errorf("process: %d nodes", c.Nodes))
+	}
+	return errors.Join(faults...)
+}
+
+// Cluster is a set of nodes. Its methods are for one goroutine at a time.
+type Cluster struct {
+	Nodes  []*Node
+	client *http.Client
+}
+
+// Start runs the nodes and returns when all of them take pushes, or when ctx ends. After an error nothing is left running.
+func Start(ctx context.Context, cfg Config) (*Cluster, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the cluster's directory: %w", err)
+	}
+	c := &Cluster{client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
+	if err := c.lay(cfg); err != nil {
+		return nil, err
+	}
+	for _, n := range c.Nodes {
+		if err := n.Start(); err != nil {
+			return nil, errors.Join(err, c.Stop())
+		}
+	}
+	for _, n := range c.Nodes {
+		if err := n.WaitReady(ctx); err != nil {
+			return nil, errors.Join(err, c.Stop())
+		}
+	}
+	return c, nil
+}
+
+// lay gives every node its name, ports and flags.
+func (c *Cluster) lay(cfg Config) error {
+	ports, err := freePorts(2 * cfg.Nodes)
+	if err != nil {
+		return err
+	}
+	var peers []string
+	for i := range cfg.Nodes {
+		peers = append(peers, fmt.Sprintf("127.0.0.1:%d", ports[cfg.Nodes+i]))
+	}
+	for i := range cfg.Nodes {
+		name := fmt.Sprintf("node%d", i+1)
+		dir := filepath.Join(cfg.Dir, name)
+		args := []string{"serve", "--name", name, "--data-dir", dir,
+			"--listen", fmt.Sprintf("127.0.0.1:%d", ports[i]), "--cluster-listen", peers[i]}
+		if cfg.Nodes > 1 {
+			args = append(args, "--join", strings.Join(peers, ","), "--bootstrap-expect", fmt.Sprint(cfg.Nodes),
+				"--cluster-secret-file", filepath.Join(cfg.Dir, "cluster.secret"))
+		}
+		c.Nodes = append(c.Nodes, &Node{
+			Name:    name,
+			DataDir: dir,
+			URL:     fmt.Sprintf("http://127.0.0.1:%d", ports[i]),
+			binary:  cfg.Binary,
+			args:    append(args, cfg.Args...),
+			logPath: dir + ".log",
+			client:  c.client,
+		})
+	}
+	return nil
+}
+
+// URLs are the API addresses of the nodes, in order.
+func (c *Cluster) URLs() []string {
+	var urls []string
+	for _, n := range c.Nodes {
+		urls = append(urls, n.URL)
+	}
+	return urls
+}
+
+// Leader asks the nodes who leads and returns its index. It asks again until they know or ctx ends.
+func (c *Cluster) Leader(ctx context.Context) (int, error) {
+	found := -1
+	err := poll(ctx, func() error {
+		for _, n := range c.Nodes {
+			name, err := c.leaderBy(ctx, n)
+			if err != nil {
+				continue
+			}
+			for i, m := range c.Nodes {
+				if m.Name == name {
+					found = i
+					return nil
+				}
+			}
+		}
+		return errors.New("no node says who leads")
+	})
+	return found, err
+}
+
+func (c *Cluster) leaderBy(ctx context.Context, n *Node) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.URL+"/api/v1/cluster/status", nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := c.client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var status struct {
+		Nodes []struct{ Name, Role string }
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&status); err != nil {
+		return "", fmt.Errorf("read %s's status: %w", n.Name, err)
+	}
+	for _, member := range status.Nodes {
+		if member.Role == "leader" {
+			return member.Name, nil
+		}
+	}
+	return "", errors.New("nobody leads")
+}
+
+// Stop ends all nodes as SIGTERM does and waits for them. Nodes that don't end in 20 s are killed, and that is an error.
+func (c *Cluster) Stop() error {
+	var faults []error
+	for _, n := range c.Nodes {
+		n.terminate()
+	}
+	for _, n := range c.Nodes {
+		faults = append(faults, n.Stop())
+	}
+	return errors.Join(faults...)
+}
+
+// freePorts finds ports that are free for TCP and UDP on 127.0.0.1 now.
+func freePorts(n int) ([]int, error) {
+	var ports []int
+	var open []io.Closer
+	defer func() {
+		for _, o := range open {
+			_ = o.Close()
+		}
+	}()
+	for tries := 0; len(ports) < n && tries < 20*n; tries++ {
+		lis, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("find a free port: %w", err)
+		}
+		open = append(open, lis)
+		packets, err := net.ListenPacket("udp", lis.Addr().String())
+		if err != nil {
+			continue // taken for UDP; the next one
+		}
+		open = append(open, packets)
+		ports = append(ports, lis.Addr().(*net.TCPAddr).Port)
+	}
+	if len(ports) < n {
+		return nil, errors.New("no ports are free for both TCP and UDP")
+	}
+	return ports, nil
+}
