@@ -89,8 +89,12 @@ func (s suite) once(ctx context.Context, r runConfig) error {
 	v, err := judge(filepath.Join(results, "junit.xml"))
 	fmt.Printf("%-6s %-4s round %-3d %4d passed, %d failed, %d skipped, %d disabled  %.1f s\n",
 		r.name, r.version, r.round, v.passed, v.failed, v.skipped, v.disabled, time.Since(began).Seconds())
-	for _, f := range v.faults {
-		fmt.Println("   ", f)
+	for i, f := range v.faults {
+		if i == maxShown {
+			fmt.Printf("    and %d more\n", len(v.faults)-maxShown)
+			break
+		}
+		fmt.Println("   ", strings.ReplaceAll(f, "\n", " | "))
 	}
 	if err := errors.Join(runErr, err); err != nil {
 		return fmt.Errorf("%s, version %s (report: %s): %w", r.name, r.version, results, err)
@@ -127,6 +131,9 @@ type junitReport struct {
 		Out    string `xml:"system-out"`
 	} `xml:"testsuite>testcase"`
 }
+
+// maxShown bounds the faults that are printed; the report has all.
+const maxShown = 20
 
 // minimumTests is far below what the suite has and far above what a broken run reports.
 const minimumTests = 300

@@ -1,0 +1,86 @@
+# Bare `make` prints what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .build/bin
+IMAGE ?= pier
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+STATICCHECK_VERSION := v0.8.2
+BENCHTIME ?= 1s
+
+.PHONY: help
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/pier for this machine
+	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/pier ./cmd/pier
+
+.PHONY: dev
+dev: ## run a three-node cluster on 127.0.0.1:5001-5003
+	go run ./cmd/pier dev
+
+.PHONY: test
+test: ## run the tests
+	go test ./...
+
+.PHONY: race
+race: ## run the tests with the race detector
+	go test -race ./...
+
+.PHONY: check
+check: lint test ## what must pass before a commit: format, vet, staticcheck, tests
+
+.PHONY: lint
+lint: $(BIN)/staticcheck ## gofmt, vet and staticcheck, also of the Docker tests
+	@bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); if [ -n "$$bad" ]; then echo "gofmt: $$bad"; exit 1; fi
+	go vet ./...
+	go vet -tags docker ./test/...
+	$(BIN)/staticcheck ./...
+	$(BIN)/staticcheck -tags docker ./test/...
+
+$(BIN)/staticcheck:
+	GOBIN=$(abspath $(BIN)) go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+
+.PHONY: cross
+cross: ## build for linux and darwin, amd64 and arm64, without cgo, into bin/
+	@for os in linux darwin; do for arch in amd64 arm64; do \
+		echo "bin/pier-$$os-$$arch"; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/pier-$$os-$$arch ./cmd/pier || exit 1; \
+	done; done
+
+.PHONY: image
+image: ## build the container image "pier" from the local Go toolchain, without any base image
+	rm -rf .build/image && mkdir -p -m 0700 .build/image/data .build/image/secret
+	CGO_ENABLED=0 GOOS=linux go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o .build/image/pier ./cmd/pier
+	@for f in "$$SSL_CERT_FILE" /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem; do \
+		if [ -s "$$f" ]; then cp -L "$$f" .build/image/ca-certificates.crt && chmod 0644 .build/image/ca-certificates.crt && break; fi; done
+	@test -s .build/image/ca-certificates.crt || { echo "no CA certificates on this machine (install ca-certificates)"; exit 1; }
+	DOCKER_BUILDKIT=$${DOCKER_BUILDKIT:-0} docker build -q -t $(IMAGE) -f deploy/Dockerfile.local .build/image
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (30s)
+	@.ci/fuzz $${FUZZTIME:-30s}
+
+.PHONY: bench
+bench: ## run every benchmark and print one table
+	@.ci/bench $(BENCHTIME)
+
+.PHONY: conformance
+conformance: ## run the official conformance suite: one node, three, three with leaders killed
+	go run ./test/conformance
+
+.PHONY: clients
+clients: ## install crane, oras, regctl and Compose v5 at their pinned versions into .build/bin
+	@.ci/clients
+
+.PHONY: test-docker
+test-docker: image clients ## run the tests that need a Docker engine, skopeo and podman
+	go test -tags docker -count=1 -timeout 20m -v ./test/docker/...
+
+.PHONY: ci
+ci: ## everything, as CI does it
+	.ci/run
+
+.PHONY: clean
+clean: ## remove what make made, caches and installed tools too
+	rm -rf bin .build
