@@ -1,0 +1,134 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+)
+
+const maxAnswer = 16 << 20
+
+// Options say where the node is: its control socket, or its API's URL.
+type Options struct {
+	Socket string
+	Server string
+}
+
+// Client is safe for concurrent use. Calls end with their context.
+type Client struct {
+	base string
+	http *http.Client
+}
+
+// New makes a client; it connects with the first call.
+func New(o Options) *Client {
+	if o.Server != "" {
+		base := strings.TrimSuffix(o.Server, "/")
+		if !strings.Contains(base, "://") {
+			base = "http://" + base
+		}
+		return &Client{base: base, http: &http.Client{}}
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", o.Socket)
+		if err != nil {
+			return nil, fmt.Errorf("no node answers at %s (is `pier serve` running, and is --data-dir its directory?): %w", o.Socket, err)
+		}
+		return conn, nil
+	}
+	return &Client{base: "http://pier", http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+}
+
+// Status gives the cluster's state.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.call(ctx, http.MethodGet, "/api/v1/cluster/status", nil, &s)
+}
+
+// Invite makes a token.
+func (c *Client) Invite(ctx context.Context, r InviteRequest) (Invite, error) {
+	var i Invite
+	return i, c.call(ctx, http.MethodPost, "/api/v1/cluster/invite", r, &i)
+}
+
+// Join makes the node a member elsewhere.
+func (c *Client) Join(ctx context.Context, r JoinRequest) (Joined, error) {
+	var j Joined
+	return j, c.call(ctx, http.MethodPost, "/api/v1/cluster/join", r, &j)
+}
+
+// Leave takes the node out of its cluster; it returns when the node is out.
+func (c *Client) Leave(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/api/v1/cluster/leave", struct{}{}, nil)
+}
+
+// Remove takes another node out.
+func (c *Client) Remove(ctx context.Context, r RemoveRequest) error {
+	return c.call(ctx, http.MethodPost, "/api/v1/cluster/remove", r, nil)
+}
+
+// Transfer hands leadership on.
+func (c *Client) Transfer(ctx context.Context, r TransferRequest) error {
+	return c.call(ctx, http.MethodPost, "/api/v1/cluster/transfer", r, nil)
+}
+
+// Health asks whether the node can serve pulls, or pushes too.
+func (c *Client) Health(ctx context.Context, push bool) error {
+	path := "/readyz"
+	if push {
+		path += "?for=push"
+	}
+	return c.call(ctx, http.MethodGet, path, nil, nil)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("read the node's answer: %w", err)
+	}
+	if resp.StatusCode/100 != 2 {
+		return refusal(resp.StatusCode, data)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("understand the node's answer: %w", err)
+	}
+	return nil
+}
+
+// refusal reads the error body that all of the API uses.
+func refusal(status int, data []byte) error {
+	var body struct {
+		Errors []struct{ Code, Message string } `json:"errors"`
+	}
+	e := &Error{Status: status, Code: "UNKNOWN", Message: fmt.Sprintf("%d: %.200s", status, bytes.TrimSpace(data))}
+	if json.Unmarshal(data, &body) == nil && len(body.Errors) > 0 {
+		e.Code, e.Message = body.Errors[0].Code, body.Errors[0].Message
+	}
+	return e
+}

@@ -1,0 +1,90 @@
+package client
+
+import (
+	"fmt"
+	"time"
+)
+
+// Status is the cluster as one node and its peers see it.
+type Status struct {
+	ClusterID string       `json:"cluster_id"`
+	Name      string       `json:"name"`
+	Leader    string       `json:"leader"`
+	Term      uint64       `json:"term"`
+	Quorum    bool         `json:"quorum"`
+	Healthy   bool         `json:"healthy"`
+	Nodes     []NodeStatus `json:"nodes"`
+}
+
+// NodeStatus is one member. Role is leader, voter or nonvoter; State is alive, suspect, dead or left. Bytes and DiskFree are
+// bytes.
+type NodeStatus struct {
+	ID           string    `json:"id"`
+	Name         string    `json:"name"`
+	API          string    `json:"api"`
+	Cluster      string    `json:"cluster"`
+	Role         string    `json:"role"`
+	State        string    `json:"state"`
+	AppliedIndex uint64    `json:"applied_index"`
+	Blobs        int64     `json:"blobs"`
+	BlobsMissing int64     `json:"blobs_missing"`
+	Bytes        int64     `json:"bytes"`
+	DiskFree     int64     `json:"disk_free"`
+	Version      string    `json:"version"`
+	Started      time.Time `json:"started"`
+}
+
+// InviteRequest asks for an invite that lives for TTL, as Go writes durations; an hour when empty.
+type InviteRequest struct {
+	TTL string `json:"ttl,omitempty"`
+}
+
+// Lifetime parses TTL: above zero, at most 30 days.
+func (r InviteRequest) Lifetime() (time.Duration, error) {
+	if r.TTL == "" {
+		return time.Hour, nil
+	}
+	d, err := time.ParseDuration(r.TTL)
+	if err != nil || d <= 0 || d > 30*24*time.Hour {
+		return 0, fmt.Errorf("ttl %q: a time such as 30m or 24h, at most 720h", r.TTL)
+	}
+	return d, nil
+}
+
+// Invite is a token that lets one node in.
+type Invite struct {
+	Token   string    `json:"token"`
+	Expires time.Time `json:"expires"`
+}
+
+// JoinRequest makes the node that gets it a member of the cluster that the token comes from.
+type JoinRequest struct {
+	Token   string `json:"token"`
+	Discard bool   `json:"discard,omitempty"`
+}
+
+// Joined is who the node has become.
+type Joined struct {
+	ID        string `json:"id"`
+	ClusterID string `json:"cluster_id"`
+}
+
+// RemoveRequest takes a node out, by its name or ID.
+type RemoveRequest struct {
+	Node  string `json:"node"`
+	Force bool   `json:"force,omitempty"`
+}
+
+// TransferRequest hands leadership to a node, by its name or ID; to the fittest when empty.
+type TransferRequest struct {
+	Node string `json:"node,omitempty"`
+}
+
+// Error is a refusal: the HTTP status, a code for programs, and a message for people.
+type Error struct {
+	Status  int
+	Code    string
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
