@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"path/filepath"
 	"sync"
@@ -18,89 +17,6 @@ import (
 	"pier/cluster/port"
 	"pier/cluster/raftlog"
 )
-
-// State is what applies commands.
-type State interface {
-	raft.BatchingFSM
-	raft.ConfigurationStore
-	Snapshots() raft.SnapshotStore
-	AppliedIndex() uint64
-	WaitApplied(context.Context, uint64) error
-}
-
-// Records is what the cluster keeps of itself in the replicated state.
-type Records interface {
-	// Boot announces this node's start; ErrEpochUsed when the state knows a newer one.
-	Boot(ctx context.Context, r Record, nonce string) error
-	Forget(ctx context.Context, id NodeID) error
-	Mark(ctx context.Context, id NodeID, away, draining bool) error
-	CreateInvite(ctx context.Context, hash []byte, expires time.Time) error
-	RedeemInvite(ctx context.Context, hash []byte) error
-	SetClusterID(ctx context.Context, id string) error
-	ClusterID() (string, error)
-	Nodes() ([]Record, error)
-}
-
-// Record is a member as the state knows it.
-type Record struct {
-	ID                          NodeID
-	Name, API, Cluster, Version string
-	Epoch, Level                uint64
-	Away, Draining              bool
-}
-
-// Guard says which blobs would go with a node.
-type Guard interface {
-	OnlyOn(ctx context.Context, id NodeID, limit int) (digests []string, total int, err error)
-}
-
-// Figures are what a node says of its blobs.
-type Figures struct {
-	Blobs, BlobsMissing, Bytes, DiskFree int64
-}
-
-// Config says who the node is and how patient it is. Zero times and counts mean the defaults.
-type Config struct {
-	DataDir, Name, Listen, Advertise, API string
-	Join                                  []string
-	BootstrapExpect                       int
-	Secrets                               port.Secrets
-	Network                               port.Network
-	RaftTimeout, VoterDelay, RepairDelay  time.Duration
-	MaxVoters                             int
-	TrailingLogs                          uint64
-	TrailingBytes                         int64
-	SnapshotInterval                      time.Duration
-	SnapshotThreshold                     uint64
-	Version                               string
-	Level                                 uint64
-	PeerHandler                           http.Handler
-	Figures                               func() Figures
-	Fatal                                 func(error)
-	Logger                                *slog.Logger
-	Now                                   func() time.Time
-}
-
-func (c *Config) setDefaults() {
-	set(&c.RaftTimeout, time.Second)
-	set(&c.VoterDelay, 10*time.Second)
-	set(&c.RepairDelay, 15*time.Minute)
-	set(&c.MaxVoters, 5)
-	set(&c.TrailingLogs, 100_000)
-	set(&c.TrailingBytes, 256<<20)
-	set(&c.SnapshotInterval, 30*time.Second)
-	set(&c.SnapshotThreshold, 8192)
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-}
-
-func set[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
-}
 
 // Cluster is this node's part in the cluster. Safe for concurrent use.
 type Cluster struct {
@@ -127,11 +43,15 @@ type Cluster struct {
 	mu       sync.Mutex
 	identity identity
 	removed  bool
+	refused  error
 }
 
 // New opens the identity, the log and the port, so that Addr is known; nothing runs yet. Each New is a new boot.
 func New(cfg Config, state State, records Records, guard Guard) (*Cluster, error) {
-	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
 	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), ready: make(chan struct{})}
 	if err := c.open(); err != nil {
 		c.Close()

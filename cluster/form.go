@@ -80,7 +80,11 @@ func (c *Cluster) formOrJoin(ctx context.Context) error {
 	for {
 		found, silent := c.greetAll(ctx)
 		if i := slices.IndexFunc(found, func(h hello) bool { return h.Formed }); i >= 0 {
-			c.askIn(ctx, found[i].Address)
+			if promised := c.promised(); promised == "" {
+				c.askIn(ctx, found[i].Address)
+			} else {
+				c.keepPromise(ctx, promised, found)
+			}
 		} else if expect > 0 && len(found)+1 >= expect {
 			c.tryForm(ctx, found[:expect-1])
 		}
@@ -122,6 +126,7 @@ func (c *Cluster) greetAll(ctx context.Context) (found []hello, silent []string)
 		a := <-answers
 		switch {
 		case a.err != nil:
+			c.cfg.Logger.Debug("no hello", "address", a.address, "err", a.err)
 			silent = append(silent, a.address)
 		case a.h.ID != c.ID():
 			a.h.Address = a.address
@@ -209,7 +214,40 @@ func (c *Cluster) servePromise(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusConflict)
 		return
 	}
+	// A founder has nothing to remember yet, so it may vote at once; if it waited for a configuration to ask about, the
+	// first election could never be won.
+	c.transport.open()
 	answerJSON(w, hello{ID: c.ID(), Address: c.advertise, Promised: from.ID})
+}
+
+func (c *Cluster) promised() NodeID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.identity.Promised
+}
+
+// keepPromise is for a founder that was restarted between its promise and its first configuration: the cluster counts on
+// its vote already. As any other voter it votes once enough others know of no newer boot of it. When the cluster was formed
+// without it, which takes that its promise was to somebody who is gone, it joins like anybody else.
+func (c *Cluster) keepPromise(ctx context.Context, to NodeID, found []hello) {
+	yes := 0
+	for _, h := range found {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		if err := c.askAddress(ctx, h.Address, http.MethodPost, "/cluster/epoch", c.identity.Boot, nil); err == nil {
+			yes++
+		}
+		cancel()
+	}
+	if yes >= c.cfg.BootstrapExpect/2 {
+		c.transport.open()
+	}
+	for _, h := range found {
+		if h.Formed {
+			c.askIn(ctx, h.Address)
+			return
+		}
+	}
+	c.cfg.Logger.Debug("waiting for the founder that this node promised to follow", "peer", to)
 }
 
 // askIn asks a cluster to take this node; being taken shows when the leader's log arrives.
@@ -248,9 +286,7 @@ func (c *Cluster) confirmBoot(ctx context.Context) error {
 			return nil
 		}
 		if errors.Is(err, ErrEpochUsed) {
-			c.cfg.Logger.Error("this node stays out of elections", "err", err)
-			<-ctx.Done()
-			return ctx.Err()
+			return c.stayOut(ctx, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -290,6 +326,14 @@ func (c *Cluster) serveEpoch(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	id := PeerOf(r.Context())
+	if records, err := c.records.Nodes(); err == nil {
+		for _, rec := range records {
+			if rec.ID == id && rec.Epoch > b.Epoch {
+				http.Error(w, ErrEpochUsed.Error(), http.StatusConflict)
+				return
+			}
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	known := c.identity.Seen[id]
@@ -317,9 +361,7 @@ func (c *Cluster) recordBoot(ctx context.Context) error {
 			return nil
 		}
 		if errors.Is(err, ErrEpochUsed) {
-			c.cfg.Logger.Error("this node's boot is not taken", "err", err)
-			<-ctx.Done()
-			return ctx.Err()
+			return c.stayOut(ctx, err)
 		}
 		if ctx.Err() == nil {
 			c.cfg.Logger.Debug("the cluster doesn't know of this boot yet", "err", err)
@@ -330,6 +372,25 @@ func (c *Cluster) recordBoot(ctx context.Context) error {
 		case <-time.After(formPause):
 		}
 	}
+}
+
+// stayOut shuts the gate for this life and says so. The node goes on to follow and to serve: its log is made whole by the
+// leader, only its word in elections is worth nothing.
+func (c *Cluster) stayOut(ctx context.Context, why error) error {
+	c.transport.shut()
+	c.mu.Lock()
+	c.refused = why
+	c.mu.Unlock()
+	c.cfg.Logger.Error("this node stays out of elections: remove it from the cluster, empty its data directory and start it anew", "err", why)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// bootRefused is why this node stays out of elections; nil where it doesn't.
+func (c *Cluster) bootRefused() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refused
 }
 
 // keepContact looks for lost members and tells the leader when this node has moved.

@@ -26,6 +26,24 @@ func PeerOf(ctx context.Context) NodeID {
 	return id
 }
 
+// plainListener hides the TLS of its connections: net/http speaks HTTP/2 without ALPN's word for it only on what looks
+// like a plain connection.
+type plainListener struct{ net.Listener }
+
+type plainConn struct {
+	net.Conn
+	peer NodeID
+}
+
+func (l plainListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	id, _ := port.PeerID(conn)
+	return plainConn{Conn: conn, peer: id}, nil
+}
+
 // newPeerTransport speaks HTTP/2 over the port; the host of a URL is a node's ID.
 func (c *Cluster) newPeerTransport() *http.Transport {
 	protocols := new(http.Protocols)
@@ -74,15 +92,12 @@ func (c *Cluster) servePeers(ctx context.Context) error {
 		Handler: mux, Protocols: protocols, ReadHeaderTimeout: rpcTimeout, ErrorLog: newStdLogger(c.cfg.Logger, "peer"),
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerStream: 4 << 20, MaxReceiveBufferPerConnection: 16 << 20},
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			id, _ := port.PeerID(conn)
-			return context.WithValue(ctx, peerKey{}, id)
+			return context.WithValue(ctx, peerKey{}, conn.(plainConn).peer)
 		},
 	}
-	var group errgroup.Group
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
-	group.Go(func() error { return server.Serve(c.port.Listener(port.ProtoPeer)) })
-	err := group.Wait()
+	err := server.Serve(plainListener{c.port.Listener(port.ProtoPeer)})
 	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
 		return nil
 	}

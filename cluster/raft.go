@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -107,24 +108,16 @@ type gatedTransport struct {
 	out     chan raft.RPC
 	stopped chan struct{}
 	once    sync.Once
-	gate    chan struct{} // closed when open
-	opening sync.Once
+	gate    atomic.Bool // open
 }
 
 func newGatedTransport(t *raft.NetworkTransport) *gatedTransport {
-	return &gatedTransport{NetworkTransport: t, out: make(chan raft.RPC), stopped: make(chan struct{}), gate: make(chan struct{})}
+	return &gatedTransport{NetworkTransport: t, out: make(chan raft.RPC), stopped: make(chan struct{})}
 }
 
-func (t *gatedTransport) open() { t.opening.Do(func() { close(t.gate) }) }
-
-func (t *gatedTransport) isOpen() bool {
-	select {
-	case <-t.gate:
-		return true
-	default:
-		return false
-	}
-}
+func (t *gatedTransport) open()        { t.gate.Store(true) }
+func (t *gatedTransport) shut()        { t.gate.Store(false) }
+func (t *gatedTransport) isOpen() bool { return t.gate.Load() }
 
 func (t *gatedTransport) stop() {
 	t.once.Do(func() { close(t.stopped) })

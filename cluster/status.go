@@ -44,10 +44,7 @@ type report struct {
 }
 
 func (c *Cluster) ownReport() report {
-	r := report{AppliedIndex: c.state.AppliedIndex(), Version: c.cfg.Version, Started: c.started}
-	if c.cfg.Figures != nil {
-		r.Figures = c.cfg.Figures()
-	}
+	r := report{AppliedIndex: c.state.AppliedIndex(), Version: c.cfg.Version, Started: c.started, Figures: c.cfg.Figures()}
 	select {
 	case <-c.ready:
 		r.Member = true

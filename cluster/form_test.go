@@ -1,0 +1,172 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+)
+
+func TestOneNodeIsAClusterAtOnce(t *testing.T) {
+	h := newHouse(t)
+	m := h.add(nil)
+	m.start()
+	m.ready()
+	m.mustPut("a", "1")
+	m.mustGet("a", "1")
+	m.kill()
+	m.start()
+	m.ready()
+	m.mustGet("a", "1")
+	m.stop()
+	m.start()
+	m.ready()
+	m.mustGet("a", "1")
+}
+
+func TestThreeFormInAnyOrder(t *testing.T) {
+	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2, 0}} {
+		t.Run(fmt.Sprint(order), func(t *testing.T) {
+			t.Parallel()
+			h := newHouse(t)
+			nodes := h.expecting(3)
+			for _, i := range order {
+				nodes[i].start()
+			}
+			for _, m := range nodes {
+				m.ready()
+			}
+			for i, m := range nodes {
+				m.mustPut(fmt.Sprint(i), "x")
+			}
+			for _, m := range nodes {
+				for i := range nodes {
+					m.mustGet(fmt.Sprint(i), "x")
+				}
+			}
+			eventually(t, func() error {
+				s := status(t, nodes[0])
+				if !s.Quorum || !s.Healthy || len(s.Nodes) != 3 || s.ClusterID == "" {
+					return fmt.Errorf("status: %+v", s)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+func TestTwoOfThreeWait(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.expecting(3)
+	nodes[0].start()
+	nodes[1].start()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := propose(ctx, nodes[0].cluster, command{Op: "put", Key: "a"}); err == nil {
+		t.Fatal("two of three took a write before the cluster was formed")
+	}
+	for _, m := range nodes[:2] {
+		select {
+		case <-m.cluster.Ready():
+			t.Fatalf("%s is ready without the third", m.name)
+		default:
+		}
+	}
+	nodes[2].start()
+	for _, m := range nodes {
+		m.ready()
+	}
+	nodes[2].mustPut("a", "1")
+}
+
+func TestAllRestartAtOnce(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	for i := range 50 {
+		nodes[i%3].mustPut(fmt.Sprint(i), fmt.Sprint(i))
+	}
+	for round := range 2 {
+		for _, m := range nodes {
+			if round == 0 {
+				m.kill()
+			} else {
+				m.stop()
+			}
+		}
+		for _, m := range nodes {
+			m.start()
+		}
+		for _, m := range nodes {
+			m.ready()
+			for i := range 50 {
+				m.mustGet(fmt.Sprint(i), fmt.Sprint(i))
+			}
+		}
+	}
+}
+
+func TestAWipedNodeComesBackAsANewOne(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	nodes[0].mustPut("a", "1")
+	old := nodes[2].cluster.ID()
+	nodes[2].kill()
+	nodes[2].wipe()
+	nodes[2].start()
+	nodes[2].ready()
+	if nodes[2].cluster.ID() == old {
+		t.Fatal("an empty disk kept its ID")
+	}
+	nodes[2].mustGet("a", "1")
+	// The dead voter makes room once the new one votes, and the cluster can lose a node again.
+	eventually(t, func() error {
+		s := status(t, nodes[0])
+		if len(s.Nodes) != 3 || !s.Healthy {
+			return fmt.Errorf("status: %+v", s)
+		}
+		for _, n := range s.Nodes {
+			if n.ID == old || n.Role == "nonvoter" {
+				return fmt.Errorf("status: %+v", s)
+			}
+		}
+		return nil
+	})
+	nodes[1].kill()
+	nodes[0].mustPut("b", "2")
+	nodes[2].mustGet("b", "2")
+}
+
+func TestAnOldDiskDoesNotVote(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	nodes[0].mustPut("a", "1")
+	old := nodes[2]
+	old.stop()
+	dir, state := old.disk()
+	old.start()
+	old.ready()
+	nodes[0].mustPut("a", "2")
+	old.kill()
+	old.dir, old.state = dir, state
+	old.start()
+	// With the old disk and one other node there would be a majority by numbers, and the other's entries could be lost.
+	ldr := leader(t, nodes[:2])
+	survivor := others(nodes[:2], ldr)[0]
+	eventually(t, func() error {
+		if !errors.Is(old.cluster.bootRefused(), ErrEpochUsed) {
+			return errors.New("the old disk has not been refused yet")
+		}
+		return nil
+	})
+	ldr.kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if _, err := propose(ctx, survivor.cluster, command{Op: "put", Key: "a", Value: "3"}); err == nil {
+		t.Fatal("an old disk helped to elect a leader")
+	}
+	ldr.start()
+	ldr.ready()
+	survivor.mustPut("a", "4")
+	ldr.mustGet("a", "4")
+}

@@ -1,0 +1,399 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pier/cluster/port"
+)
+
+const patience = 8 * time.Second
+
+// house is a set of nodes with one secret on one network.
+type house struct {
+	t       testing.TB
+	secrets port.Secrets
+	net     *wires
+	guard   *blobGuard
+	nodes   []*member
+}
+
+func newHouse(t testing.TB) *house {
+	return &house{t: t, secrets: port.Secrets{port.NewSecret()}, net: newWires(), guard: &blobGuard{only: map[NodeID][]string{}}}
+}
+
+// member is one node: its disk outlives its lives.
+type member struct {
+	house   *house
+	t       testing.TB
+	name    string
+	dir     string
+	address string
+	cfg     func(*Config)
+	secrets port.Secrets
+	state   *mapState
+
+	cluster *Cluster
+	cancel  context.CancelFunc
+	done    chan error
+	fatal   chan error
+}
+
+// add makes a node that isn't started yet, at a port of its own.
+func (h *house) add(edit func(*Config)) *member {
+	h.t.Helper()
+	m := &member{
+		house: h, t: h.t, name: fmt.Sprintf("n%d", len(h.nodes)+1), dir: h.t.TempDir(), address: freeAddress(h.t),
+		cfg: edit, state: newMapState(), secrets: h.secrets,
+	}
+	h.nodes = append(h.nodes, m)
+	h.t.Cleanup(m.stop)
+	return m
+}
+
+// freeAddress finds a number that is free for TCP and UDP now. Below the range of outgoing connections nobody else takes
+// it while a node is down.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	for range 200 {
+		address := fmt.Sprintf("127.0.0.1:%d", 10_000+int(uuid.New().ID()%20_000))
+		tcp, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		udp, err := net.ListenPacket("udp", address)
+		_ = tcp.Close()
+		if err == nil {
+			_ = udp.Close()
+			return address
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+// expecting makes n nodes that form a cluster together.
+func (h *house) expecting(n int) []*member {
+	var addresses []string
+	out := make([]*member, 0, n)
+	for range n {
+		out = append(out, h.add(func(c *Config) { c.Join, c.BootstrapExpect = addresses, n }))
+	}
+	for _, m := range out {
+		addresses = append(addresses, m.address)
+	}
+	return out
+}
+
+// formed starts n nodes and waits until all are ready.
+func (h *house) formed(n int) []*member {
+	h.t.Helper()
+	out := h.expecting(n)
+	for _, m := range out {
+		m.start()
+	}
+	for _, m := range out {
+		m.ready()
+	}
+	return out
+}
+
+func (m *member) config() Config {
+	level := slog.LevelError
+	if os.Getenv("PIER_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	cfg := Config{
+		DataDir: m.dir, Name: m.name, Listen: m.address, API: "api-" + m.name, Secrets: m.secrets, Network: m.house.net.of(m.address),
+		RaftTimeout: 300 * time.Millisecond, VoterDelay: 300 * time.Millisecond, SnapshotInterval: 200 * time.Millisecond,
+		Version: "test", Level: 1, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("node", m.name),
+		Fatal: func(err error) {
+			select {
+			case m.fatal <- err:
+			default:
+			}
+		},
+	}
+	if m.cfg != nil {
+		m.cfg(&cfg)
+	}
+	return cfg
+}
+
+// open makes the node without running it.
+func (m *member) open() error {
+	m.fatal = make(chan error, 1)
+	records := &mapRecords{state: m.state}
+	c, err := New(m.config(), m.state, records, m.house.guard)
+	if err != nil {
+		return err
+	}
+	records.cluster = c
+	m.cluster = c
+	return nil
+}
+
+func (m *member) start() {
+	m.t.Helper()
+	if err := m.open(); err != nil {
+		m.t.Fatal(err)
+	}
+	var ctx context.Context
+	ctx, m.cancel = context.WithCancel(context.Background())
+	m.done = make(chan error, 1)
+	c, done := m.cluster, m.done
+	go func() { done <- c.Run(ctx) }()
+}
+
+// ready waits until the node is.
+func (m *member) ready() {
+	m.t.Helper()
+	select {
+	case <-m.cluster.Ready():
+	case err := <-m.done:
+		m.done <- err
+		m.t.Fatalf("%s ended: %v", m.name, err)
+	case <-time.After(patience):
+		m.t.Fatalf("%s is not ready after %s: role %s", m.name, patience, m.cluster.Role())
+	}
+}
+
+// stop ends the node politely; a node that isn't running stays so.
+func (m *member) stop() { m.end(func() { m.cancel() }) }
+
+// kill breaks it off.
+func (m *member) kill() { m.end(func() { m.cluster.Kill() }) }
+
+func (m *member) end(how func()) {
+	if m.cluster == nil {
+		return
+	}
+	how()
+	select {
+	case <-m.done:
+	case <-time.After(patience):
+		m.t.Errorf("%s doesn't end", m.name)
+	}
+	m.cancel()
+	m.cluster.Close()
+	m.cluster = nil
+}
+
+// wipe takes the disk away from a stopped node.
+func (m *member) wipe() {
+	m.dir, m.state = m.t.TempDir(), newMapState()
+}
+
+// disk copies what a stopped node has on disk.
+func (m *member) disk() (dir string, state *mapState) {
+	m.t.Helper()
+	dir = m.t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "copy"), os.DirFS(m.dir)); err != nil {
+		m.t.Fatal(err)
+	}
+	return filepath.Join(dir, "copy"), m.state.clone()
+}
+
+func (m *member) put(key, value string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err := propose(ctx, m.cluster, command{Op: "put", Key: key, Value: value})
+	return err
+}
+
+func (m *member) mustPut(key, value string) {
+	m.t.Helper()
+	if err := m.put(key, value); err != nil {
+		m.t.Fatalf("put %s through %s: %v", key, m.name, err)
+	}
+}
+
+// get is a linearizable read.
+func (m *member) get(key string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := m.cluster.ReadIndex(ctx); err != nil {
+		return "", err
+	}
+	return m.state.value(key), nil
+}
+
+func (m *member) mustGet(key, want string) {
+	m.t.Helper()
+	got, err := m.get(key)
+	if err != nil || got != want {
+		m.t.Fatalf("%s reads %s = %q, %v; want %q", m.name, key, got, err, want)
+	}
+}
+
+// eventually waits until check finds nothing wrong.
+func eventually(t testing.TB, check func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatal(err)
+		case <-tick.C:
+		}
+	}
+}
+
+// leader waits until one of the nodes leads.
+func leader(t testing.TB, nodes []*member) *member {
+	t.Helper()
+	var found *member
+	eventually(t, func() error {
+		for _, m := range nodes {
+			if m.cluster != nil && m.cluster.Role() == "leader" {
+				found = m
+				return nil
+			}
+		}
+		return errors.New("nobody leads")
+	})
+	return found
+}
+
+func others(nodes []*member, but ...*member) []*member {
+	var out []*member
+outer:
+	for _, m := range nodes {
+		for _, b := range but {
+			if m == b {
+				continue outer
+			}
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func status(t testing.TB, m *member) Status {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s, err := m.cluster.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// wires is a network on loopback whose links can be cut, each direction alone: a connection belongs to who dialled it, and
+// what flows on it belongs to both directions, so a cut breaks it.
+type wires struct {
+	mu    sync.Mutex
+	cuts  map[[2]string]bool
+	conns map[*wire]struct{}
+}
+
+func newWires() *wires { return &wires{cuts: map[[2]string]bool{}, conns: map[*wire]struct{}{}} }
+
+func (w *wires) of(address string) port.Network { return end{wires: w, address: address} }
+
+// cut separates each of a from each of b.
+func (w *wires) cut(a, b []*member) {
+	w.mu.Lock()
+	var broken []*wire
+	for _, x := range a {
+		for _, y := range b {
+			w.cuts[[2]string{x.address, y.address}] = true
+			w.cuts[[2]string{y.address, x.address}] = true
+		}
+	}
+	for c := range w.conns {
+		if w.cuts[c.ends] {
+			broken = append(broken, c)
+		}
+	}
+	w.mu.Unlock()
+	for _, c := range broken {
+		_ = c.Close()
+	}
+}
+
+func (w *wires) heal() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.cuts)
+}
+
+type end struct {
+	wires   *wires
+	address string
+}
+
+func (e end) Listen(a string) (net.Listener, error) { return port.System().Listen(a) }
+
+func (e end) ListenPacket(a string) (net.PacketConn, error) {
+	c, err := port.System().ListenPacket(a)
+	if err != nil {
+		return nil, err
+	}
+	return packets{PacketConn: c, end: e}, nil
+}
+
+func (e end) Dial(ctx context.Context, to string) (net.Conn, error) {
+	c, err := port.System().Dial(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	w := &wire{Conn: c, wires: e.wires, ends: [2]string{e.address, to}}
+	e.wires.mu.Lock()
+	broken := e.wires.cuts[w.ends]
+	if !broken {
+		e.wires.conns[w] = struct{}{}
+	}
+	e.wires.mu.Unlock()
+	if broken {
+		_ = c.Close()
+		return nil, errors.New("the link is cut")
+	}
+	return w, nil
+}
+
+type wire struct {
+	net.Conn
+	wires *wires
+	ends  [2]string
+}
+
+func (w *wire) Close() error {
+	w.wires.mu.Lock()
+	delete(w.wires.conns, w)
+	w.wires.mu.Unlock()
+	return w.Conn.Close()
+}
+
+type packets struct {
+	net.PacketConn
+	end end
+}
+
+func (p packets) WriteTo(b []byte, to net.Addr) (int, error) {
+	p.end.wires.mu.Lock()
+	broken := p.end.wires.cuts[[2]string{p.end.address, to.String()}]
+	p.end.wires.mu.Unlock()
+	if broken {
+		return len(b), nil
+	}
+	return p.PacketConn.WriteTo(b, to)
+}
