@@ -1,0 +1,82 @@
+//go:build docker
+
+package docker
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestClassicSteps is what every tutorial on private registries does.
+func TestClassicSteps(t *testing.T) {
+	name := prefix() + "-single-" + unique(t)
+	docker(t, "volume", "create", name)
+	t.Cleanup(func() { docker(t, "volume", "rm", name) })
+	docker(t, "run", "-d", "--name", name, "-p", "127.0.0.1::5000", "-v", name+":/data", "--restart=always", "--read-only", "pier")
+	t.Cleanup(func() {
+		if t.Failed() {
+			logs, err := try("", nil, "sh", "-c", "docker logs --tail 60 "+name+" 2>&1")
+			t.Logf("logs (%v):\n%s", err, logs)
+		}
+		docker(t, "rm", "-f", name)
+	})
+	eventually(t, 60*time.Second, name+" healthy", func() error { return healthy(name) })
+	registry := docker(t, "port", name, "5000/tcp")
+
+	i := layered(t, 3, 100<<10)
+	i.push(t, registry, "mydocker:0.1")
+	for path, want := range map[string]string{
+		"/v2/_catalog":           `{"repositories":["mydocker"]}`,
+		"/v2/mydocker/tags/list": `{"name":"mydocker","tags":["0.1"]}`,
+	} {
+		got, err := get("http://" + registry + path)
+		if err != nil || got != want {
+			t.Errorf("%s says %q, %v; want %q", path, got, err, want)
+		}
+	}
+	i.forget(t)
+	i.pull(t, registry, "mydocker:0.1")
+
+	docker(t, "restart", name)
+	eventually(t, 60*time.Second, name+" healthy again", func() error { return healthy(name) })
+	i.pull(t, docker(t, "port", name, "5000/tcp"), "mydocker:0.1")
+	if out := docker(t, "exec", name, "pier", "cluster", "status"); !strings.Contains(out, "leader") {
+		t.Errorf("cluster status prints %q", out)
+	}
+}
+
+func get(url string) (string, error) {
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return strings.TrimSpace(string(body)), nil
+}
+
+// TestDockerfile builds the multi-stage image from the tree and runs what came out.
+func TestDockerfile(t *testing.T) {
+	name := prefix() + "-built:" + unique(t)
+	out, err := try(cleanTree(t), []string{"DOCKER_BUILDKIT=0"}, "docker", "build", "-q", "-f", "deploy/Dockerfile", "-t", name, ".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { docker(t, "rmi", "-f", name) })
+	if user := docker(t, "inspect", "--format", "{{.Config.User}}", name); user != "65532:65532" {
+		t.Errorf("the image %s runs as %q", out, user)
+	}
+	if v := docker(t, "run", "--rm", "--read-only", name, "version"); !strings.Contains(v, "pier") {
+		t.Errorf("pier version prints %q", v)
+	}
+}
