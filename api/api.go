@@ -1,0 +1,296 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"pier/blobsync"
+	"pier/fsm"
+)
+
+// Log is the way to the replicated log.
+type Log interface {
+	// Propose returns once the command is applied here. Refusals of the state come as fsm's typed errors; no way to decide
+	// in time is an ErrUnavailable.
+	Propose(ctx context.Context, cmd fsm.Command) (fsm.Answer, error)
+	// Current returns nil when the local state holds everything acknowledged before the call, else an ErrUnavailable.
+	Current(ctx context.Context) error
+}
+
+// Config is what the node tells its API. Zero limits mean the defaults.
+type Config struct {
+	Node    fsm.NodeID // this node's ID, which is in the upload IDs it hands out
+	Name    string
+	Version string
+	// Relay reaches other nodes at http://NODE-ID/; nil means that there are none.
+	Relay http.RoundTripper
+	// Alive is a hint whether a node can be reached; nil means always.
+	Alive func(id fsm.NodeID) bool
+	// Figures are shown by /metrics; nil shows none.
+	Figures func() Figures
+	// Ready returns why this node can't serve pulls, or pushes; nil means always ready.
+	Ready func(push bool) error
+	// MaxInFlight requests are served at once (default 1024), MaxQueue more wait (default 8192), each for at most
+	// QueueWait (default 30 s).
+	MaxInFlight, MaxQueue int
+	QueueWait             time.Duration
+	// BodyIdle is how long a client may send or take nothing (default 60 s).
+	BodyIdle time.Duration
+	// ReadWait bounds the wait for a quorum before a tag is answered from this node's own state (default 5 s).
+	ReadWait  time.Duration
+	Logger    *slog.Logger
+	AccessLog *slog.Logger // nil writes none
+}
+
+// Validate reports every fault at once.
+func (c Config) Validate() error {
+	var faults []error
+	if !isToken(string(c.Node), maxOwner) {
+		faults = append(faults, fmt.Errorf("node ID %q: 1 to %d letters, digits, - or _ are needed", c.Node, maxOwner))
+	}
+	for _, n := range []struct {
+		name  string
+		value int64
+	}{
+		{"MaxInFlight", int64(c.MaxInFlight)}, {"MaxQueue", int64(c.MaxQueue)}, {"QueueWait", int64(c.QueueWait)},
+		{"BodyIdle", int64(c.BodyIdle)}, {"ReadWait", int64(c.ReadWait)},
+	} {
+		if n.value < 0 {
+			faults = append(faults, fmt.Errorf("%s is negative", n.name))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func orDefault[T int | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+func (c *Config) fill() {
+	orDefault(&c.MaxInFlight, 1024)
+	orDefault(&c.MaxQueue, 8192)
+	orDefault(&c.QueueWait, 30*time.Second)
+	orDefault(&c.BodyIdle, time.Minute)
+	orDefault(&c.ReadWait, 5*time.Second)
+	if c.Alive == nil {
+		c.Alive = func(fsm.NodeID) bool { return true }
+	}
+	if c.Ready == nil {
+		c.Ready = func(bool) error { return nil }
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// API answers HTTP for one node. It owns no goroutine beyond a request's life.
+type API struct {
+	cfg     Config
+	state   *fsm.State
+	blobs   *blobsync.Sync
+	log     Log
+	cluster Cluster
+	logger  *slog.Logger
+	gate    *gate
+	metrics *metrics
+	table   map[kind]map[string]endpoint
+}
+
+// endpoint answers one method on one kind of route.
+type endpoint func(w http.ResponseWriter, r *http.Request, rt route) error
+
+// New checks cfg and builds the API. Nothing runs until a server calls a handler.
+func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cluster) (*API, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg.fill()
+	a := &API{
+		cfg: cfg, state: state, blobs: blobs, log: log, cluster: cluster, logger: cfg.Logger,
+		gate:    newGate(cfg.MaxInFlight, cfg.MaxQueue, cfg.QueueWait),
+		metrics: newMetrics(cfg),
+	}
+	a.table = map[kind]map[string]endpoint{
+		kindRoot:      {"GET": a.getRoot},
+		kindCatalog:   {"GET": a.getCatalog},
+		kindTags:      {"GET": a.getTags},
+		kindReferrers: {"GET": a.getReferrers},
+		kindManifest:  {"GET": a.getManifest, "HEAD": a.getManifest, "PUT": a.putManifest, "DELETE": a.deleteManifest},
+		kindBlob:      {"GET": a.getBlob, "HEAD": a.headBlob, "DELETE": a.deleteBlob},
+		kindUploads:   {"POST": a.postUpload},
+		kindUpload:    {"GET": a.getUpload, "PATCH": a.patchUpload, "PUT": a.putUpload, "DELETE": a.deleteUpload},
+	}
+	for _, k := range []kind{kindRoot, kindCatalog, kindTags, kindReferrers} {
+		a.table[k]["HEAD"] = a.table[k]["GET"]
+	}
+	return a, nil
+}
+
+// Handler is the public port: the registry, health, metrics, and of the control API what is open to all.
+func (a *API) Handler() http.Handler { return a.router(false) }
+
+// Control is the control socket: the same, and the whole control API.
+func (a *API) Control() http.Handler { return a.router(true) }
+
+// Relay answers what other nodes relay to this one. A path may keep its leading /relay. It relays nothing on, and doesn't
+// queue: the request has a place at the node that it came to.
+func (a *API) Relay() http.Handler {
+	return a.observe(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.serveRegistry(w, r, strings.TrimPrefix(r.URL.EscapedPath(), "/relay"), true)
+	}))
+}
+
+func (a *API) router(full bool) http.Handler {
+	r := chi.NewRouter()
+	r.Use(a.observe)
+	registry := a.limit(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.serveRegistry(w, r, r.URL.EscapedPath(), false)
+	}))
+	r.Handle("/v2", registry)
+	r.Handle("/v2/*", registry)
+	r.Get("/healthz", a.healthz)
+	r.Head("/healthz", a.healthz)
+	r.Get("/readyz", a.readyz)
+	r.Head("/readyz", a.readyz)
+	r.Get("/metrics", a.serveMetrics)
+	r.Route("/api/v1", func(r chi.Router) {
+		r.Use(routeNamed("control"))
+		a.controlRoutes(r, full)
+	})
+	r.NotFound(func(w http.ResponseWriter, r *http.Request) { a.fail(w, r, errNoEndpoint) })
+	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { a.fail(w, r, errMethod) })
+	return r
+}
+
+// routeNamed labels what passes for the metrics.
+func routeNamed(name string) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			exchangeOf(r.Context()).route = name
+			next.ServeHTTP(w, r)
+		})
+	}
+}
+
+var errMethod error = refuse(http.StatusMethodNotAllowed, codeUnsupported, "this endpoint does not know the method; the Allow header names those it knows")
+
+// serveRegistry answers a request below /v2.
+func (a *API) serveRegistry(w http.ResponseWriter, r *http.Request, path string, relayed bool) {
+	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
+	rt, err := parseRoute(path)
+	x := exchangeOf(r.Context())
+	switch {
+	case err != nil:
+		x.route = "invalid"
+	case relayed:
+		x.route = "relay"
+	default:
+		x.route = rt.kind.String()
+	}
+	if err == nil {
+		err = a.dispatch(w, r, rt, relayed)
+	} else if errors.Is(err, fsm.ErrTagInvalid) && r.Method != http.MethodPut {
+		err = fsm.ErrManifestUnknown // a tag that can't be isn't there
+	}
+	if err != nil {
+		a.fail(w, r, err)
+	}
+}
+
+func (a *API) dispatch(w http.ResponseWriter, r *http.Request, rt route, relayed bool) error {
+	methods := a.table[rt.kind]
+	serve, ok := methods[r.Method]
+	if !ok {
+		w.Header().Set("Allow", allowed(methods))
+		return errMethod
+	}
+	if rt.kind == kindUpload && rt.owner != a.cfg.Node {
+		if relayed {
+			return blobsync.ErrUploadUnknown
+		}
+		return a.relay(w, r, rt)
+	}
+	return serve(w, r, rt)
+}
+
+func allowed(methods map[string]endpoint) string {
+	names := make([]string, 0, len(methods))
+	for m := range methods {
+		names = append(names, m)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// getRoot tells clients that this is a registry.
+func (a *API) getRoot(w http.ResponseWriter, _ *http.Request, _ route) error {
+	return writeJSON(w, "application/json", struct{}{})
+}
+
+// writeJSON answers 200 with v.
+func writeJSON(w http.ResponseWriter, mediaType string, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	h := w.Header()
+	h.Set("Content-Type", mediaType)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(body)
+	return nil
+}
+
+// current waits until the local state is current. Without a quorum it marks the answer, which then comes from this node's
+// own state, and returns false.
+func (a *API) current(w http.ResponseWriter, r *http.Request) (bool, error) {
+	err := a.catchUp(r.Context())
+	if err == nil {
+		return true, nil
+	}
+	if !errors.Is(err, ErrUnavailable) {
+		return false, err
+	}
+	w.Header().Set("Warning", `299 - "answered from this node's own state, which may be old: `+reason(err)+`"`)
+	return false, nil
+}
+
+// catchUp makes the local state current, within the configured time. Running out of that time is an ErrUnavailable; the
+// client's own end isn't.
+func (a *API) catchUp(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, a.cfg.ReadWait)
+	defer cancel()
+	err := a.log.Current(bounded)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil && bounded.Err() != nil && !errors.Is(err, ErrUnavailable) {
+		return &Unavailable{Reason: "no quorum answered in time", Err: err}
+	}
+	return err
+}
+
+// reason is the text of err as it may stand in a quoted header.
+func reason(err error) string {
+	const limit = 200
+	s := strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return ' '
+		}
+		return c
+	}, err.Error())
+	return s[:min(len(s), limit)]
+}
