@@ -1,0 +1,236 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+)
+
+// Config is what a person decides about a node.
+type Config struct {
+	Name              string
+	DataDir           string
+	Listen            string
+	ClusterListen     string
+	ClusterAdvertise  string
+	Join              []string
+	BootstrapExpect   int
+	ClusterSecretFile string
+	Replicas          int
+	WriteCopies       int
+	LogFormat         string
+	LogLevel          string
+	AccessLog         bool
+	RaftTimeout       time.Duration
+	RepairDelay       time.Duration
+	MaxVoters         int
+	BlobRate          int64
+	DiskReserve       Reserve
+	UploadTTL         time.Duration
+	MaxInFlight       int
+}
+
+// Reserve is the free room of a disk that is never used: a share of it, or bytes when above zero.
+type Reserve struct {
+	Share float64
+	Bytes int64
+}
+
+// Default is a node that serves this machine alone.
+func Default() Config {
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		name = "pier"
+	}
+	return Config{
+		Name: name, DataDir: "./data", Listen: "127.0.0.1:5000", ClusterListen: "127.0.0.1:7000", LogFormat: "text", LogLevel: "info",
+		AccessLog: true, RaftTimeout: time.Second, RepairDelay: 15 * time.Minute, MaxVoters: 5, DiskReserve: Reserve{Share: 0.05},
+		UploadTTL: 24 * time.Hour, MaxInFlight: 1024,
+	}
+}
+
+// Setting is the one definition of a setting: flag --name, variable PIER_NAME and key name of the file.
+type Setting struct {
+	Name  string
+	Help  string
+	Set   func(c *Config, value string) error
+	Value func(c Config) string
+}
+
+// Variable is the setting's name in the environment.
+func (s Setting) Variable() string {
+	return "PIER_" + strings.ToUpper(strings.ReplaceAll(s.Name, "-", "_"))
+}
+
+// Settings lists every setting.
+func Settings() []Setting {
+	return []Setting{
+		text("name", "what people call this node", func(c *Config) *string { return &c.Name }),
+		text("data-dir", "where the node keeps everything", func(c *Config) *string { return &c.DataDir }),
+		text("listen", "address for clients", func(c *Config) *string { return &c.Listen }),
+		text("cluster-listen", "address for the other nodes, TCP and UDP", func(c *Config) *string { return &c.ClusterListen }),
+		text("cluster-advertise", "host:port at which the other nodes reach this one; empty: what it listens on", func(c *Config) *string { return &c.ClusterAdvertise }),
+		{
+			Name: "join", Help: "cluster addresses of other nodes, separated by commas",
+			Set:   func(c *Config, v string) error { c.Join = splitList(v); return nil },
+			Value: func(c Config) string { return strings.Join(c.Join, ",") },
+		},
+		whole("bootstrap-expect", "form a cluster of this many nodes, once", func(c *Config) *int { return &c.BootstrapExpect }),
+		text("cluster-secret-file", "file with the cluster's secret, made when it is missing; empty: in the data directory", func(c *Config) *string { return &c.ClusterSecretFile }),
+		whole("replicas", "nodes that hold each blob; 0: all", func(c *Config) *int { return &c.Replicas }),
+		whole("write-copies", "copies that a push waits for; 0: a majority of the nodes that are to hold it", func(c *Config) *int { return &c.WriteCopies }),
+		text("log-format", "text or json", func(c *Config) *string { return &c.LogFormat }),
+		text("log-level", "debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),
+		{
+			Name: "access-log", Help: "log every request",
+			Set: func(c *Config, v string) (err error) {
+				c.AccessLog, err = strconv.ParseBool(v)
+				return plain(err, "true or false")
+			},
+			Value: func(c Config) string { return strconv.FormatBool(c.AccessLog) },
+		},
+		duration("raft-timeout", "how long a silent leader is waited for", func(c *Config) *time.Duration { return &c.RaftTimeout }),
+		duration("repair-delay", "how long a node may be away before others copy what it held", func(c *Config) *time.Duration { return &c.RepairDelay }),
+		whole("max-voters", "at most this many nodes vote; the rest serve everything too", func(c *Config) *int { return &c.MaxVoters }),
+		{
+			Name: "blob-rate", Help: "bytes per second that this node fetches from others, such as 50MiB; 0: no limit",
+			Set: func(c *Config, v string) error {
+				n, err := humanize.ParseBytes(v)
+				c.BlobRate = int64(n)
+				return plain(err, "a size such as 50MiB")
+			},
+			Value: func(c Config) string { return humanize.IBytes(uint64(c.BlobRate)) },
+		},
+		{Name: "disk-reserve", Help: "free disk space that is never used, such as 5% or 10GiB", Set: setReserve, Value: reserveText},
+		duration("upload-ttl", "how long an idle upload is kept", func(c *Config) *time.Duration { return &c.UploadTTL }),
+		whole("max-in-flight", "requests served at a time; more wait, and a flood is refused", func(c *Config) *int { return &c.MaxInFlight }),
+	}
+}
+
+func text(name, help string, field func(*Config) *string) Setting {
+	return Setting{
+		Name: name, Help: help,
+		Set:   func(c *Config, v string) error { *field(c) = v; return nil },
+		Value: func(c Config) string { return *field(&c) },
+	}
+}
+
+func whole(name, help string, field func(*Config) *int) Setting {
+	return Setting{
+		Name: name, Help: help,
+		Set: func(c *Config, v string) error {
+			n, err := strconv.Atoi(v)
+			*field(c) = n
+			return plain(err, "a whole number")
+		},
+		Value: func(c Config) string { return strconv.Itoa(*field(&c)) },
+	}
+}
+
+func duration(name, help string, field func(*Config) *time.Duration) Setting {
+	return Setting{
+		Name: name, Help: help,
+		Set: func(c *Config, v string) error {
+			d, err := time.ParseDuration(v)
+			*field(c) = d
+			return plain(err, "a time such as 500ms or 15m")
+		},
+		Value: func(c Config) string { return field(&c).String() },
+	}
+}
+
+// plain replaces a parser's error by what a person should write.
+func plain(err error, want string) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New("want " + want)
+}
+
+func setReserve(c *Config, v string) error {
+	if share, ok := strings.CutSuffix(v, "%"); ok {
+		n, err := strconv.ParseFloat(share, 64)
+		if err != nil || n < 0 || n > 90 {
+			return errors.New("want a share from 0% to 90%")
+		}
+		c.DiskReserve = Reserve{Share: n / 100}
+		return nil
+	}
+	n, err := humanize.ParseBytes(v)
+	c.DiskReserve = Reserve{Bytes: int64(n)}
+	return plain(err, "a share such as 5% or a size such as 10GiB")
+}
+
+func reserveText(c Config) string {
+	if c.DiskReserve.Bytes > 0 {
+		return humanize.IBytes(uint64(c.DiskReserve.Bytes))
+	}
+	return strconv.FormatFloat(c.DiskReserve.Share*100, 'f', -1, 64) + "%"
+}
+
+func splitList(v string) []string {
+	var out []string
+	for _, s := range strings.Split(v, ",") {
+		if s = strings.TrimSpace(s); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Validate gives every problem of the configuration, each with the setting's name.
+func (c Config) Validate() error {
+	var problems []error
+	bad := func(name, format string, args ...any) {
+		problems = append(problems, fmt.Errorf("%s: "+format, append([]any{name}, args...)...))
+	}
+	if c.Name == "" || len(c.Name) > 100 {
+		bad("name", "want 1 to 100 characters")
+	}
+	if c.DataDir == "" {
+		bad("data-dir", "want a directory")
+	}
+	addresses := map[string]string{"listen": c.Listen, "cluster-listen": c.ClusterListen}
+	if c.ClusterAdvertise != "" {
+		addresses["cluster-advertise"] = c.ClusterAdvertise
+	}
+	for i, a := range c.Join {
+		addresses[fmt.Sprintf("join (%d)", i+1)] = a
+	}
+	for name, a := range addresses {
+		if _, port, err := net.SplitHostPort(a); err != nil || port == "" {
+			bad(name, "%q is no host:port", a)
+		}
+	}
+	if c.BootstrapExpect < 0 || c.BootstrapExpect > 1 && len(c.Join) == 0 {
+		bad("bootstrap-expect", "%d nodes can only find each other with join", c.BootstrapExpect)
+	}
+	if c.Replicas < 0 {
+		bad("replicas", "can't be negative")
+	}
+	if c.WriteCopies < 0 || c.Replicas > 0 && c.WriteCopies > c.Replicas {
+		bad("write-copies", "want 0 to replicas (%d)", c.Replicas)
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		bad("log-format", "%q is neither text nor json", c.LogFormat)
+	}
+	if !strings.Contains(" debug info warn error ", " "+c.LogLevel+" ") {
+		bad("log-level", "%q is none of debug, info, warn and error", c.LogLevel)
+	}
+	if c.RaftTimeout < 50*time.Millisecond || c.RaftTimeout > time.Minute {
+		bad("raft-timeout", "want 50ms to 1m")
+	}
+	if c.MaxVoters < 1 || c.MaxVoters > 9 {
+		bad("max-voters", "want 1 to 9")
+	}
+	if c.MaxInFlight < 1 {
+		bad("max-in-flight", "want at least 1")
+	}
+	return errors.Join(problems...)
+}

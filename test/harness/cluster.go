@@ -1,0 +1,268 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"pier/cluster/port"
+	"pier/cmd/pier/node"
+)
+
+// patience is how long the harness waits for what must happen.
+const patience = 60 * time.Second
+
+// Cluster is n nodes of a test, named n1, n2 …
+type Cluster struct {
+	T     testing.TB
+	Net   *Net
+	Nodes []*Node
+	dir   string
+}
+
+// Node is one of them; it may be running or not.
+type Node struct {
+	*node.Node
+	Name    string
+	Dir     string
+	cluster *Cluster
+	address string
+	listen  string
+	stop    context.CancelFunc
+	done    chan error
+}
+
+// Start forms a cluster of n and waits until all can take pushes.
+func Start(t testing.TB, n int) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, Net: NewNet(), dir: t.TempDir()}
+	secret := filepath.Join(c.dir, "secret")
+	if err := port.SaveSecrets(secret, port.Secrets{port.NewSecret()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.stopAll)
+	for i := range n {
+		c.add(fmt.Sprintf("n%d", i+1))
+	}
+	for _, x := range c.Nodes {
+		x.Start()
+	}
+	c.WaitReady()
+	return c
+}
+
+func (c *Cluster) add(name string) *Node {
+	x := &Node{Name: name, Dir: filepath.Join(c.dir, name), cluster: c, address: freeAddress(c.T), listen: "127.0.0.1:0"}
+	c.Nodes = append(c.Nodes, x)
+	return x
+}
+
+// freeAddress finds a loopback address whose number both TCP and UDP have free.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	lis, err := port.System().Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lis.Close() }()
+	return lis.Addr().String()
+}
+
+func (c *Cluster) peers(but string) []string {
+	var out []string
+	for _, x := range c.Nodes {
+		if x.Name != but {
+			out = append(out, x.address)
+		}
+	}
+	return out
+}
+
+// Start runs the node, with whatever its directory holds.
+func (x *Node) Start() {
+	t := x.cluster.T
+	t.Helper()
+	cfg := node.Default()
+	cfg.Name, cfg.DataDir, cfg.Listen, cfg.ClusterListen = x.Name, x.Dir, x.listen, x.address
+	cfg.ClusterSecretFile = filepath.Join(x.cluster.dir, "secret")
+	cfg.RaftTimeout = 300 * time.Millisecond
+	if len(x.cluster.Nodes) > 1 {
+		cfg.Join, cfg.BootstrapExpect = x.cluster.peers(x.Name), len(x.cluster.Nodes)
+	}
+	n, err := node.New(cfg, node.Options{
+		Network: x.cluster.Net.Of(x.Name), Logger: logger(t, x.Name), Version: "test",
+		Tuning: node.Tuning{VoterDelay: 500 * time.Millisecond, CompareInterval: 500 * time.Millisecond, ReserveBytes: 1, Grace: 2 * time.Second},
+	})
+	if err != nil {
+		t.Fatalf("%s: %v", x.Name, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	x.Node, x.stop, x.done = n, cancel, make(chan error, 1)
+	x.listen = n.Address()
+	go func() { x.done <- n.Run(ctx) }()
+}
+
+// Stop ends the node politely and waits.
+func (x *Node) Stop() {
+	if x.stop == nil {
+		return
+	}
+	x.stop()
+	x.wait("stop")
+}
+
+// Kill ends the node as a power cut would, and waits until its files are free.
+func (x *Node) Kill() {
+	if x.stop == nil {
+		return
+	}
+	x.Node.Kill()
+	x.wait("die")
+}
+
+func (x *Node) wait(what string) {
+	select {
+	case err := <-x.done:
+		if err != nil && !errors.Is(err, context.Canceled) {
+			x.cluster.T.Logf("%s ended: %v", x.Name, err)
+		}
+	case <-time.After(patience):
+		x.cluster.T.Errorf("%s does not %s", x.Name, what)
+	}
+	x.stop = nil
+}
+
+// Wipe empties the node's disk. It must not be running.
+func (x *Node) Wipe() {
+	if err := os.RemoveAll(x.Dir); err != nil {
+		x.cluster.T.Fatal(err)
+	}
+}
+
+// SaveDisk copies the disk of a node that isn't running; RestoreDisk brings the copy back.
+func (x *Node) SaveDisk() string {
+	to := filepath.Join(x.cluster.dir, fmt.Sprintf("%s-%d", x.Name, time.Now().UnixNano()))
+	if err := os.CopyFS(to, os.DirFS(x.Dir)); err != nil {
+		x.cluster.T.Fatal(err)
+	}
+	return to
+}
+
+// RestoreDisk replaces the disk by a copy.
+func (x *Node) RestoreDisk(from string) {
+	x.Wipe()
+	if err := os.CopyFS(x.Dir, os.DirFS(from)); err != nil {
+		x.cluster.T.Fatal(err)
+	}
+}
+
+// Running tells whether the node was started and not ended by the test.
+func (x *Node) Running() bool { return x.stop != nil }
+
+// WaitReady waits until every running node can take pushes.
+func (c *Cluster) WaitReady() {
+	c.T.Helper()
+	for _, x := range c.Nodes {
+		if !x.Running() {
+			continue
+		}
+		select {
+		case <-x.Ready():
+		case err := <-x.done:
+			c.T.Fatalf("%s ended: %v", x.Name, err)
+		case <-time.After(patience):
+			c.T.Fatalf("%s does not become ready", x.Name)
+		}
+	}
+}
+
+// Leader gives the node that leads, once all running nodes agree.
+func (c *Cluster) Leader() *Node {
+	c.T.Helper()
+	var found *Node
+	c.Eventually("the nodes agree on a leader", func() bool {
+		found = nil
+		for _, x := range c.Nodes {
+			if x.Running() && x.Cluster().Role() == "leader" {
+				found = x
+			}
+		}
+		return found != nil
+	})
+	return found
+}
+
+// Follower gives a running node that doesn't lead.
+func (c *Cluster) Follower() *Node {
+	leader := c.Leader()
+	for _, x := range c.Nodes {
+		if x.Running() && x != leader {
+			return x
+		}
+	}
+	c.T.Fatal("there is no follower")
+	return nil
+}
+
+// Eventually waits until ok, or fails the test with what was waited for.
+func (c *Cluster) Eventually(what string, ok func() bool) {
+	c.T.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			c.T.Fatalf("it did not come true that %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func (c *Cluster) stopAll() {
+	var all sync.WaitGroup
+	for _, x := range c.Nodes {
+		all.Go(x.Kill)
+	}
+	all.Wait()
+}
+
+// logger shows a node's log with a failing test, and with -v.
+func logger(t testing.TB, name string) *slog.Logger {
+	level := slog.LevelInfo
+	if os.Getenv("PIER_TEST_LOG") == "debug" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(&testWriter{t: t}, &slog.HandlerOptions{Level: level})).With("on", name)
+}
+
+// testWriter stops writing when the test has ended, since t.Log must not be called then.
+type testWriter struct {
+	t    testing.TB
+	mu   sync.Mutex
+	over bool
+	once sync.Once
+}
+
+func (w *testWriter) Write(p []byte) (int, error) {
+	w.once.Do(func() {
+		w.t.Cleanup(func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.over = true
+		})
+	})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.over {
+		w.t.Log(string(bytes.TrimRight(p, "\n")))
+	}
+	return len(p), nil
+}
