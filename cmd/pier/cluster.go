@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"pier/api/client"
+)
+
+// clusterOptions are what the membership commands share.
+type clusterOptions struct {
+	target
+	output string
+}
+
+func newCluster() *cobra.Command {
+	o := &clusterOptions{}
+	cmd := &cobra.Command{
+		Use: "cluster", Short: "Look at the cluster, and change who is in it",
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if o.output != "" && o.output != "json" {
+				return &exitError{exitUsage, fmt.Sprintf("-o %s: want json", o.output)}
+			}
+			return nil
+		},
+	}
+	o.addFlags(cmd)
+	cmd.PersistentFlags().StringVarP(&o.output, "output", "o", "", "json for programs")
+	cmd.AddCommand(o.newStatus(), o.newInvite(), o.newJoin(), o.newLeave(), o.newRemove(), o.newTransfer())
+	return cmd
+}
+
+// show prints JSON or a line.
+func (o *clusterOptions) show(cmd *cobra.Command, v any, line string, args ...any) error {
+	if o.output == "json" {
+		return printJSON(cmd.OutOrStdout(), v)
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), line+"\n", args...)
+	return err
+}
+
+func (o *clusterOptions) newStatus() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Who is in, who leads, who is behind", Args: cobra.NoArgs,
+		Long:    "Show the cluster as a node and its peers see it.\nExit code: 0 healthy, 3 degraded, 4 no quorum, 1 no answer.",
+		Example: "  pier cluster status\n  pier cluster status -o json --data-dir /data",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+			defer cancel()
+			s, err := o.client().Status(ctx)
+			if err != nil {
+				return err
+			}
+			if o.output == "json" {
+				err = printJSON(cmd.OutOrStdout(), s)
+			} else {
+				err = printStatus(cmd.OutOrStdout(), s)
+			}
+			switch {
+			case err != nil:
+				return err
+			case !s.Quorum:
+				return &exitError{code: exitNoQuorum}
+			case !s.Healthy:
+				return &exitError{code: exitDegraded}
+			}
+			return nil
+		},
+	}
+}
+
+func (o *clusterOptions) newInvite() *cobra.Command {
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use: "invite", Short: "Make a one-time token that lets a node in", Args: cobra.NoArgs,
+		Example: "  pier cluster invite --ttl 10m",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			i, err := o.client().Invite(cmd.Context(), client.InviteRequest{TTL: ttl.String()})
+			if err != nil {
+				return err
+			}
+			return o.show(cmd, i, "%s", i.Token)
+		},
+	}
+	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the token can be used")
+	return cmd
+}
+
+func (o *clusterOptions) newJoin() *cobra.Command {
+	discard := false
+	cmd := &cobra.Command{
+		Use: "join TOKEN", Short: "Make this node a member of the cluster that the token comes from", Args: cobra.ExactArgs(1),
+		Example: "  pier cluster join pier1-…",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			j, err := o.client().Join(cmd.Context(), client.JoinRequest{Token: args[0], Discard: discard})
+			if err != nil {
+				return err
+			}
+			if err := o.waitMember(cmd.Context(), j.ID); err != nil {
+				return err
+			}
+			return o.show(cmd, j, "joined cluster %s as %s", j.ClusterID, j.ID)
+		},
+	}
+	cmd.Flags().BoolVar(&discard, "discard", false, "join even though this node holds images, which it then forgets")
+	return cmd
+}
+
+// waitMember waits until the node serves as a member under its new ID.
+func (o *clusterOptions) waitMember(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if o.client().Health(ctx, true) == nil {
+			s, err := o.client().Status(ctx)
+			for _, n := range s.Nodes {
+				if err == nil && n.ID == id && s.Quorum {
+					return nil
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the cluster has taken the node in as %s, but it isn't ready yet; its log says why", id)
+		case <-tick.C:
+		}
+	}
+}
+
+func (o *clusterOptions) newLeave() *cobra.Command {
+	return &cobra.Command{
+		Use: "leave", Short: "Take this node out of its cluster, once others hold what it holds", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.client().Leave(cmd.Context()); err != nil {
+				return err
+			}
+			return o.show(cmd, struct{}{}, "this node has left; its process ends, and its data directory can go")
+		},
+	}
+}
+
+func (o *clusterOptions) newRemove() *cobra.Command {
+	force := false
+	cmd := &cobra.Command{
+		Use: "remove NODE", Short: "Take a node out that can't leave by itself", Args: cobra.ExactArgs(1),
+		Long:    "Take a node out, by its name or ID. Refused when the cluster would lose its majority or the last copy of a blob.",
+		Example: "  pier cluster remove node3",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.client().Remove(cmd.Context(), client.RemoveRequest{Node: args[0], Force: force}); err != nil {
+				return err
+			}
+			return o.show(cmd, struct{}{}, "removed %s", args[0])
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "remove it whatever is lost")
+	return cmd
+}
+
+func (o *clusterOptions) newTransfer() *cobra.Command {
+	return &cobra.Command{
+		Use: "transfer [NODE]", Short: "Hand leadership to another node", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var r client.TransferRequest
+			if len(args) == 1 {
+				r.Node = args[0]
+			}
+			if err := o.client().Transfer(cmd.Context(), r); err != nil {
+				return err
+			}
+			return o.show(cmd, struct{}{}, "leadership was handed on")
+		},
+	}
+}

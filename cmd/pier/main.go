@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes beside 0 and 1.
+const (
+	exitUsage    = 2
+	exitDegraded = 3
+	exitNoQuorum = 4
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-ctx.Done()
+		stop() // a second signal ends the process at once
+	}()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// exitError asks for an exit code. An empty message has been shown already.
+type exitError struct {
+	code    int
+	message string
+}
+
+func (e *exitError) Error() string { return e.message }
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	code := 1
+	var exit *exitError
+	if errors.As(err, &exit) {
+		code = exit.code
+	}
+	if err.Error() != "" {
+		fmt.Fprintln(stderr, "pier:", err)
+	}
+	return code
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "pier",
+		Short:         "A container registry that is a cluster",
+		Long:          "Pier is a container registry that is a cluster: start it on one machine or on seven; push to any node, pull from any.",
+		Example:       "  pier serve              a working registry on 127.0.0.1:5000\n  pier dev                three nodes on this machine\n  pier cluster status     who is in, who leads, who is behind",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return &exitError{exitUsage, err.Error() + " (--help shows what there is)"}
+	})
+	root.AddCommand(newServe(), newDev(), newCluster(), newHealth(), newVersion())
+	return root
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"net"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"pier/cmd/pier/node"
+)
+
+func newServe() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run a node", Args: cobra.NoArgs,
+		Long: "Run a node: a working registry by itself, or one of a cluster.\nA setting is a flag, a PIER_* variable or a key of the --config file, in this order.",
+		Example: "  pier serve\n" +
+			"  pier serve --listen 0.0.0.0:5000 --data-dir /var/lib/pier\n" +
+			"  pier serve --bootstrap-expect 3 --join a:7000,b:7000,c:7000 --cluster-listen 0.0.0.0:7000 --cluster-advertise a:7000 --cluster-secret-file secret",
+	}
+	node.AddFlags(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := node.Load(cmd.Flags(), os.Environ())
+		if err != nil {
+			return &exitError{exitUsage, "the settings need a look:\n" + err.Error()}
+		}
+		logger := newLogger(cmd.ErrOrStderr(), cfg)
+		n, err := node.New(cfg, node.Options{Logger: logger, Version: versionText()})
+		if err != nil {
+			return err
+		}
+		logger.Info("serving", "url", n.URL(), "node", n.ID(), "name", cfg.Name, "cluster", n.ClusterAddress(), "data", cfg.DataDir, "version", versionText())
+		warnOpen(logger, cfg.Listen)
+		return n.Run(cmd.Context())
+	}
+	return cmd
+}
+
+func newLogger(w io.Writer, cfg node.Config) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // validated with the settings
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// warnOpen says aloud that whoever reaches the address may push and delete.
+func warnOpen(logger *slog.Logger, listen string) {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil || host == "localhost" {
+		return
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() {
+		return
+	}
+	logger.Warn("THE REGISTRY IS OPEN: it listens beyond this machine, without access control and without TLS; everybody who reaches it can push and delete", "listen", listen)
+}
