@@ -9,6 +9,6 @@
 // leader is killed and started again every ten seconds, where the proxy may repeat requests that met a 503 or a dead node, and
 // nothing else. Nodes are processes of the built program, so that a kill is a kill.
 //
-// The suite is built with go install at a pinned version below .build/, outside this module's requirements. Reports are left
-// in .build/conformance/. It is a command and not a Go test because it needs the module proxy once.
+// The suite is built with go install at a pinned version below .build/, outside this module's requirements. A run that failed
+// leaves its logs and reports in a directory of its own below .build/conformance/. It is a command and not a Go test because it needs the module proxy once.
 package main

@@ -72,13 +72,25 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if s.run, err = os.MkdirTemp(filepath.Dir(filepath.Dir(s.program)), "run-"); err != nil {
+		return fmt.Errorf("make a directory for this run: %w", err)
+	}
+	if err := runAll(ctx, s, o); err != nil {
+		return fmt.Errorf("%w\nlogs and reports: %s", err, s.run)
+	}
+	return os.RemoveAll(s.run)
+}
+
+func runAll(ctx context.Context, s suite, o options) error {
 	if o.registry != "" {
 		return runVersions(ctx, s, o, "registry", o.registry)
 	}
 	if o.binary == "" {
-		if o.binary, err = buildPier(ctx, o.work); err != nil {
+		binary, err := buildPier(ctx, s.run)
+		if err != nil {
 			return err
 		}
+		o.binary = binary
 	}
 	var faults []error
 	for _, name := range o.scenarios {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -21,10 +20,7 @@ const killInterval = 10 * time.Second
 
 // runScenario starts a cluster of its own, runs the suite against it and stops the cluster.
 func runScenario(ctx context.Context, s suite, o options, name string) (err error) {
-	dir := filepath.Join(o.work, "conformance", "data-"+name)
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove the last run's data: %w", err)
-	}
+	dir := filepath.Join(s.run, "data-"+name)
 	nodes := 3
 	if name == "one" {
 		nodes = 1

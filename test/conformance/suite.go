@@ -18,16 +18,16 @@ const (
 	suiteVersion = "v0.0.0-20260831232431-97274622c111"
 )
 
-// suite is the built official program.
+// suite is the built official program and the directory of this run, which has data and reports and is nobody else's.
 type suite struct {
 	program string
-	reports string
+	run     string
 }
 
 // buildSuite builds the official suite once for each version of it.
 func buildSuite(ctx context.Context, work string) (suite, error) {
 	dir := filepath.Join(work, "conformance", suiteVersion)
-	s := suite{program: filepath.Join(dir, "conformance"), reports: filepath.Join(work, "conformance")}
+	s := suite{program: filepath.Join(dir, "conformance")}
 	if _, err := os.Stat(s.program); err == nil {
 		return s, nil
 	}
@@ -38,8 +38,8 @@ func buildSuite(ctx context.Context, work string) (suite, error) {
 }
 
 // buildPier builds the program of this module.
-func buildPier(ctx context.Context, work string) (string, error) {
-	program := filepath.Join(work, "bin", "pier")
+func buildPier(ctx context.Context, dir string) (string, error) {
+	program := filepath.Join(dir, "pier")
 	return program, command(ctx, []string{"CGO_ENABLED=0"}, "go", "build", "-o", program, "./cmd/pier")
 }
 
@@ -63,10 +63,7 @@ type runConfig struct {
 
 // once runs the suite and judges its report.
 func (s suite) once(ctx context.Context, r runConfig) error {
-	results := filepath.Join(s.reports, r.name+"-"+r.version)
-	if err := os.RemoveAll(results); err != nil {
-		return fmt.Errorf("remove the last report: %w", err)
-	}
+	results := filepath.Join(s.run, r.name+"-"+r.version)
 	if err := os.MkdirAll(results, 0o755); err != nil {
 		return fmt.Errorf("make the report's directory: %w", err)
 	}
