@@ -26,23 +26,34 @@ type Cluster struct {
 	guard     Guard
 	log       *raftlog.Store
 	port      *port.Port
+	id        NodeID
+	boot      boot
 	advertise string
 	started   time.Time
 	transport *gatedTransport
 	raft      *raft.Raft
 	gossip    *gossip
-	peers     *http.Transport
-	reads     *rounds
+	peers     *http.Transport // blobs and requests, which may fill a link
+	control   *http.Transport // the cluster's own calls, which must not wait behind them
+	cache     *raft.LogCache
+	tasks     crew
+	newLeader signal
+	left      chan struct{} // closed when this node has left
+	hasLeft   sync.Once
+	leaving   atomic.Bool
+	reads     *rounds // local readers
+	confirms  *rounds // the leader's proofs that it still leads
 	ready     chan struct{}
 	isReady   sync.Once
 	killed    atomic.Bool
 	stopRun   context.CancelFunc
-	changing  sync.Mutex // one membership change or transfer at a time
+	changing  chan struct{} // holds one token: one membership change or transfer at a time
 	dead      *deaths
 
 	mu       sync.Mutex
 	identity identity
-	removed  bool
+	removed  bool            // by the others' word
+	before   map[NodeID]bool // members of the last committed configuration
 	refused  error
 }
 
@@ -52,7 +63,7 @@ func New(cfg Config, state State, records Records, guard Guard) (*Cluster, error
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), ready: make(chan struct{})}
+	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), ready: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1)}
 	if err := c.open(); err != nil {
 		c.Close()
 		return nil, err
@@ -75,7 +86,7 @@ func (c *Cluster) open() error {
 	if err := writeIdentity(c.cfg.DataDir, id); err != nil {
 		return err
 	}
-	c.identity = id
+	c.identity, c.id, c.boot = id, id.ID, id.Boot
 	c.log, err = raftlog.Open(raftlog.Config{
 		Path: filepath.Join(c.cfg.DataDir, logFile), Fatal: c.cfg.Fatal, Snapshot: c.durable,
 	})
@@ -92,8 +103,8 @@ func (c *Cluster) open() error {
 	if c.advertise == "" {
 		c.advertise = c.port.Addr()
 	}
-	c.peers = c.newPeerTransport()
-	c.reads = newRounds()
+	c.peers, c.control = c.newPeerTransport(), c.newPeerTransport()
+	c.reads, c.confirms = &rounds{tasks: &c.tasks, fn: c.readRound}, &rounds{tasks: &c.tasks, fn: c.confirmRound}
 	c.dead = newDeaths()
 	if c.gossip, err = newGossip(gossipConfig{
 		id: id.ID, meta: gossipMeta{Name: c.cfg.Name, API: c.cfg.API, Cluster: c.advertise}, port: c.port,
@@ -126,6 +137,7 @@ func (c *Cluster) Close() {
 	}
 	if c.peers != nil {
 		c.peers.CloseIdleConnections()
+		c.control.CloseIdleConnections()
 	}
 	if c.port != nil {
 		c.port.Close()
@@ -150,6 +162,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	group.Go(func() error { return serveJoins(inner, c.port.Listener(port.ProtoJoin), c.admitInvited) })
 	group.Go(func() error { return c.gossip.run(inner) })
 	group.Go(func() error { return c.becomeMember(inner) })
+	group.Go(func() error { return c.keepContact(inner) })
 	group.Go(func() error { return c.lead(inner) })
 	group.Go(func() error { return c.watchLog(inner) })
 	if c.killed.Load() {
@@ -160,6 +173,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		if !c.killed.Load() {
 			c.goodbye()
 		}
+	case <-c.left:
 	case <-inner.Done():
 	}
 	if c.killed.Load() {
@@ -169,6 +183,16 @@ func (c *Cluster) Run(ctx context.Context) error {
 	stop()
 	if groupErr := group.Wait(); groupErr != nil && !errors.Is(groupErr, context.Canceled) {
 		err = errors.Join(err, groupErr)
+	}
+	select {
+	case <-c.tasks.close():
+	case <-time.After(applyPatience):
+		c.cfg.Logger.Warn("a call of Raft hangs: it is left behind")
+	}
+	select {
+	case <-c.left:
+		return ErrLeft
+	default:
 	}
 	if err != nil {
 		return fmt.Errorf("the cluster part stopped: %w", err)
@@ -199,10 +223,10 @@ func (c *Cluster) Kill() {
 }
 
 // ID is this node's Raft ID.
-func (c *Cluster) ID() NodeID { return c.identity.ID }
+func (c *Cluster) ID() NodeID { return c.id }
 
 // Epoch counts this node's starts.
-func (c *Cluster) Epoch() uint64 { return c.identity.Boot.Epoch }
+func (c *Cluster) Epoch() uint64 { return c.boot.Epoch }
 
 // Addr is the bound address of the cluster port.
 func (c *Cluster) Addr() string { return c.port.Addr() }
@@ -256,17 +280,19 @@ func (c *Cluster) roleOf(id NodeID) string {
 }
 
 // admit lets only members of the configuration speak Raft here. A node that has no configuration yet waits for its first
-// leader, so it takes any holder of the secret; one that was removed is no longer in anybody's.
+// leader, so it takes any holder of the secret. Removed nodes may ask over the peer protocol, to be told.
 func (c *Cluster) admit(proto string, id NodeID) error {
-	if proto != port.ProtoRaft {
+	if proto == port.ProtoPeer {
 		return nil
 	}
-	if servers := c.servers(); len(servers) > 0 {
-		if _, ok := c.server(id); !ok {
-			if _, self := c.server(c.ID()); self && len(servers) > 1 {
-				return ErrNotMember
-			}
-		}
+	if c.former(id) {
+		return fmt.Errorf("%s: %w", id, ErrNotMember)
+	}
+	if proto != port.ProtoRaft || len(c.servers()) == 0 {
+		return nil
+	}
+	if _, ok := c.server(id); !ok {
+		return fmt.Errorf("%s: %w", id, ErrNotMember)
 	}
 	return nil
 }

@@ -37,7 +37,6 @@ func (c *Cluster) becomeMember(ctx context.Context) error {
 			return ctxDone(ctx, err)
 		}
 	}
-	c.gossip.join(c.seeds())
 	if err := c.confirmBoot(ctx); err != nil {
 		return ctxDone(ctx, err)
 	}
@@ -45,7 +44,7 @@ func (c *Cluster) becomeMember(ctx context.Context) error {
 		return ctxDone(ctx, err)
 	}
 	c.isReady.Do(func() { close(c.ready) })
-	return c.keepContact(ctx)
+	return nil
 }
 
 func ctxDone(ctx context.Context, err error) error {
@@ -233,7 +232,7 @@ func (c *Cluster) keepPromise(ctx context.Context, to NodeID, found []hello) {
 	yes := 0
 	for _, h := range found {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		if err := c.askAddress(ctx, h.Address, http.MethodPost, "/cluster/epoch", c.identity.Boot, nil); err == nil {
+		if err := c.askAddress(ctx, h.Address, http.MethodPost, "/cluster/epoch", c.boot, nil); err == nil {
 			yes++
 		}
 		cancel()
@@ -304,7 +303,7 @@ func (c *Cluster) askEpoch(ctx context.Context, others []NodeID, need int) error
 	defer cancel()
 	used := make(chan error, len(others))
 	err := c.quorum(ctx, others, need, func(ctx context.Context, id NodeID) error {
-		err := c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.identity.Boot, nil)
+		err := c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.boot, nil)
 		var refused *statusError
 		if errors.As(err, &refused) && refused.code == http.StatusConflict {
 			used <- ErrEpochUsed
@@ -356,7 +355,7 @@ func (c *Cluster) recordBoot(ctx context.Context) error {
 		err := c.records.Boot(ctx, Record{
 			ID: c.ID(), Name: c.cfg.Name, API: c.cfg.API, Cluster: c.advertise, Version: c.cfg.Version,
 			Epoch: c.Epoch(), Level: c.cfg.Level,
-		}, c.identity.Boot.Nonce)
+		}, c.boot.Nonce)
 		if err == nil {
 			return nil
 		}
@@ -393,23 +392,49 @@ func (c *Cluster) bootRefused() error {
 	return c.refused
 }
 
-// keepContact looks for lost members and tells the leader when this node has moved.
+const contactPause = 500 * time.Millisecond
+
+// keepContact looks for lost members, tells the cluster when this node has moved, and tells every voter of this boot:
+// elections need only some of them to know, but each that knows would recognize this disk if it came back older.
 func (c *Cluster) keepContact(ctx context.Context) error {
-	tick := time.NewTicker(5 * time.Second)
+	tick := time.NewTicker(contactPause)
 	defer tick.Stop()
+	told := make(map[NodeID]bool)
 	for {
-		if s, ok := c.server(c.ID()); ok && string(s.Address) != c.advertise {
-			if leader, known := c.Leader(); known {
-				_ = c.ask(ctx, leader, http.MethodPost, "/cluster/join", newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}, nil)
-			}
-		}
-		if c.gossip.alone() {
-			c.gossip.join(c.seeds())
-		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		if c.isRemoved() || len(c.servers()) == 0 {
+			continue
+		}
+		if c.gossip.alone() && len(c.servers()) > 1 {
+			c.gossip.join(c.seeds())
+		}
+		_, led := c.Leader()
+		s, member := c.server(c.ID())
+		moved := member && string(s.Address) != c.advertise
+		for _, s := range c.servers() {
+			id := NodeID(s.ID)
+			if id == c.ID() || told[id] && led && !moved {
+				continue
+			}
+			c.contact(ctx, id, moved, told)
+		}
+	}
+}
+
+// contact tells one member where this node is now and which boot it is.
+func (c *Cluster) contact(ctx context.Context, id NodeID, moved bool, told map[NodeID]bool) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	err := c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.boot, nil)
+	told[id] = err == nil
+	if err == nil && moved {
+		me := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
+		if err := c.ask(ctx, id, http.MethodPost, "/cluster/join", me, nil); err != nil {
+			c.cfg.Logger.Debug("the new address isn't known yet", "peer", id, "err", err)
 		}
 	}
 }

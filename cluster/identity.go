@@ -37,6 +37,10 @@ type identity struct {
 	Promised NodeID `json:"promised,omitempty"`
 	// Peers are addresses of the cluster that this node was taken into.
 	Peers []string `json:"peers,omitempty"`
+	// Member says that a log of a cluster has been here: an identity without its log has forgotten its votes.
+	Member bool `json:"member,omitempty"`
+	// Removed are former members, which are refused for ever: an ID is never used again.
+	Removed map[NodeID]bool `json:"removed,omitempty"`
 	// Left says that the node left its cluster, and must not start as a member again.
 	Left bool `json:"left,omitempty"`
 }

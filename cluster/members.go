@@ -7,9 +7,11 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
 
 	"pier/cluster/port"
 )
@@ -61,6 +63,9 @@ func (c *Cluster) lead(ctx context.Context) error {
 		}
 		_, known := c.Leader()
 		c.dead.leaderless(known, c.cfg.Now())
+		if err := c.noteMembers(); err != nil {
+			return err
+		}
 		if !c.leading() {
 			led = false
 			continue
@@ -140,9 +145,9 @@ func (c *Cluster) tend(ctx context.Context) {
 	var err error
 	switch a.kind {
 	case "promote":
-		err = c.promote(a.id)
+		err = c.promote(ctx, a.id)
 	case "retire":
-		err = errors.Join(c.drop(a.id), c.records.Forget(ctx, a.id))
+		err = c.forgetServer(ctx, a.id)
 	case "away", "back":
 		i := slices.IndexFunc(nodes, func(n view) bool { return n.id == a.id })
 		err = c.records.Mark(ctx, a.id, a.kind == "away", nodes[i].draining)
@@ -160,6 +165,10 @@ func (c *Cluster) look(ctx context.Context) []view {
 		v := view{id: NodeID(s.ID), voter: s.Suffrage == raft.Voter, self: NodeID(s.ID) == c.ID(), address: string(s.Address)}
 		h, heard := c.gossip.hint(v.id)
 		v.well = v.self || heard && (h.State == stateAlive || h.State == stateSuspect)
+		if !v.well && !strings.HasPrefix(v.address, replacedPrefix) {
+			_, err := c.report(ctx, v.id) // gossip may be what fails: ask the node itself
+			v.well = err == nil
+		}
 		v.wellFor, v.goneFor = c.dead.see(v.id, v.well, c.cfg.Now())
 		if i := slices.IndexFunc(records, func(r Record) bool { return r.ID == v.id }); i >= 0 {
 			v.known, v.away, v.draining = true, records[i].Away, records[i].Draining
@@ -173,27 +182,42 @@ func (c *Cluster) look(ctx context.Context) []view {
 	return out
 }
 
-func (c *Cluster) promote(id NodeID) error {
+func (c *Cluster) promote(ctx context.Context, id NodeID) error {
 	s, ok := c.server(id)
 	if !ok {
 		return ErrNodeUnknown
 	}
-	return c.change(func() raft.IndexFuture { return c.raft.AddVoter(s.ID, s.Address, 0, changeTimeout) })
+	return c.change(ctx, func(prev uint64) raft.Future { return c.raft.AddVoter(s.ID, s.Address, prev, changeTimeout) })
 }
 
-// change does one membership change at a time (hashicorp/raft issue 696).
-func (c *Cluster) change(begin func() raft.IndexFuture) error {
-	c.changing.Lock()
-	defer c.changing.Unlock()
-	return begin().Error()
-}
-
-func (c *Cluster) drop(id NodeID) error {
-	err := c.change(func() raft.IndexFuture { return c.raft.RemoveServer(raft.ServerID(id), 0, changeTimeout) })
-	if err == nil {
-		c.port.Drop(id)
+// change does one membership change or transfer at a time (hashicorp/raft issue 696), and waits for it no longer than
+// changeTimeout. A membership change gets the index of the configuration that it was decided on: if another came between,
+// Raft refuses it.
+func (c *Cluster) change(ctx context.Context, begin func(prev uint64) raft.Future) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	select {
+	case c.changing <- struct{}{}:
+		defer func() { <-c.changing }()
+	case <-ctx.Done():
+		return &UnavailableError{Reason: "another membership change is under way", RetryAfter: c.cfg.RaftTimeout}
+	}
+	now := c.raft.GetConfiguration()
+	if err := now.Error(); err != nil {
+		return err
+	}
+	err := c.tasks.await(ctx, begin(now.Index()))
+	if errors.Is(err, context.DeadlineExceeded) {
+		return &UnavailableError{Reason: "the membership change takes too long", RetryAfter: c.cfg.RaftTimeout}
 	}
 	return err
+}
+
+// drop removes a server and what reminds of it. Its connections go too: it is told when it dials again.
+func (c *Cluster) drop(ctx context.Context, id NodeID) error {
+	return c.change(ctx, func(prev uint64) raft.Future {
+		return c.raft.RemoveServer(raft.ServerID(id), prev, changeTimeout)
+	})
 }
 
 // replacedPrefix marks the address of a member whose place a new node has taken.
@@ -224,7 +248,7 @@ func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 		if string(s.Address) != n.Address || NodeID(s.ID) == n.ID {
 			continue
 		}
-		if err := c.readdress(s, raft.ServerAddress(replacedPrefix+string(s.ID)+":0")); err != nil {
+		if err := c.readdress(ctx, s, raft.ServerAddress(replacedPrefix+string(s.ID)+":0")); err != nil {
 			return err
 		}
 	}
@@ -233,15 +257,15 @@ func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 		at = known
 	}
 	c.cfg.Logger.Info("taking a node in", "peer", n.ID, "name", n.Name, "address", n.Address, "moved", member)
-	return c.readdress(at, raft.ServerAddress(n.Address))
+	return c.readdress(ctx, at, raft.ServerAddress(n.Address))
 }
 
-func (c *Cluster) readdress(s raft.Server, address raft.ServerAddress) error {
-	return c.change(func() raft.IndexFuture {
+func (c *Cluster) readdress(ctx context.Context, s raft.Server, address raft.ServerAddress) error {
+	return c.change(ctx, func(prev uint64) raft.Future {
 		if s.Suffrage == raft.Voter {
-			return c.raft.AddVoter(s.ID, address, 0, changeTimeout)
+			return c.raft.AddVoter(s.ID, address, prev, changeTimeout)
 		}
-		return c.raft.AddNonvoter(s.ID, address, 0, changeTimeout)
+		return c.raft.AddNonvoter(s.ID, address, prev, changeTimeout)
 	})
 }
 
@@ -263,6 +287,9 @@ func (c *Cluster) Remove(ctx context.Context, id NodeID, force bool) error {
 	deadline := c.cfg.Now().Add(proposePatience)
 	for {
 		err := c.removeOnce(ctx, id, force)
+		if id == c.ID() && errors.Is(err, ErrNotMember) {
+			return nil // it is done, and only the answer was lost
+		}
 		var status *statusError
 		if err == nil || errors.Is(err, ErrWouldLoseQuorum) || errors.As(err, &status) && status.code == http.StatusConflict {
 			return err
@@ -280,16 +307,8 @@ func (c *Cluster) Remove(ctx context.Context, id NodeID, force bool) error {
 
 // canSpare tells whether the rest would still have a majority and every blob.
 func (c *Cluster) canSpare(ctx context.Context, id NodeID) error {
-	voters, live := 0, 0
-	for _, m := range c.Members() {
-		if m.ID == id || m.Role == "nonvoter" {
-			continue
-		}
-		voters++
-		if m.State == stateAlive {
-			live++
-		}
-	}
+	rest := slices.DeleteFunc(c.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter || NodeID(s.ID) == id })
+	voters, live := len(rest), c.countLive(ctx, rest)
 	if live < voters/2+1 {
 		return fmt.Errorf("%w (%d of %d remaining voters are alive)", ErrWouldLoseQuorum, live, voters)
 	}
@@ -303,6 +322,26 @@ func (c *Cluster) canSpare(ctx context.Context, id NodeID) error {
 	return nil
 }
 
+// countLive asks the servers themselves: gossip takes seconds to notice a death.
+func (c *Cluster) countLive(ctx context.Context, servers []raft.Server) int {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var live atomic.Int64
+	var group errgroup.Group
+	for _, s := range servers {
+		group.Go(func() error {
+			if NodeID(s.ID) == c.ID() {
+				live.Add(1)
+			} else if _, err := c.report(ctx, NodeID(s.ID)); err == nil {
+				live.Add(1)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait()
+	return int(live.Load())
+}
+
 func (c *Cluster) removeOnce(ctx context.Context, id NodeID, force bool) error {
 	leader, ok := c.Leader()
 	if !ok {
@@ -311,7 +350,7 @@ func (c *Cluster) removeOnce(ctx context.Context, id NodeID, force bool) error {
 	if leader == id && len(c.servers()) > 1 {
 		// a leader hands over before it goes, so that nobody waits for an election
 		if id == c.ID() {
-			if err := c.transferHere(""); err != nil {
+			if err := c.transferHere(ctx, ""); err != nil {
 				return err
 			}
 			return errNotLeader
@@ -327,7 +366,12 @@ func (c *Cluster) removeOnce(ctx context.Context, id NodeID, force bool) error {
 	if _, ok := c.server(id); !ok {
 		return nil
 	}
-	if err := c.drop(id); err != nil {
+	return c.forgetServer(ctx, id)
+}
+
+// forgetServer takes a node out of the configuration and out of the records.
+func (c *Cluster) forgetServer(ctx context.Context, id NodeID) error {
+	if err := c.drop(ctx, id); err != nil {
 		return err
 	}
 	c.cfg.Logger.Info("removed a node", "peer", id)
@@ -368,14 +412,16 @@ func (c *Cluster) Leave(ctx context.Context) error {
 		case <-time.After(formPause):
 		}
 	}
+	c.leaving.Store(true)
 	if err := c.Remove(ctx, c.ID(), false); err != nil {
+		c.leaving.Store(false)
 		return errors.Join(err, c.records.Mark(ctx, c.ID(), false, false))
 	}
-	c.mu.Lock()
-	c.identity.Left = true
-	err := writeIdentity(c.cfg.DataDir, c.identity)
-	c.mu.Unlock()
-	return err
+	if err := c.remember(func(id *identity) { id.Left = true }); err != nil {
+		return err
+	}
+	c.hasLeft.Do(func() { close(c.left) })
+	return nil
 }
 
 // Transfer hands leadership to a node, or to the fittest for an empty ID. Nothing happens where there is none to hand on.
@@ -387,41 +433,31 @@ func (c *Cluster) Transfer(ctx context.Context, to NodeID) error {
 	case to != "" && leader == to:
 		return nil
 	case leader == c.ID():
-		return c.transferHere(to)
+		return c.transferHere(ctx, to)
 	case to == "":
 		return nil // it isn't this node's to hand on
 	}
 	return c.ask(ctx, leader, http.MethodPost, "/cluster/transfer", removal{ID: to}, nil)
 }
 
-func (c *Cluster) transferHere(to NodeID) error {
+func (c *Cluster) transferHere(ctx context.Context, to NodeID) error {
 	voters := slices.DeleteFunc(c.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter })
 	if len(voters) < 2 {
 		return errors.New("no other node votes yet")
 	}
-	c.changing.Lock()
-	defer c.changing.Unlock()
-	var future raft.Future
-	if to == "" {
-		future = c.raft.LeadershipTransfer()
-	} else {
-		s, ok := c.server(to)
-		if !ok {
-			return fmt.Errorf("%w: %s", ErrNodeUnknown, to)
-		}
-		if s.Suffrage != raft.Voter {
-			return fmt.Errorf("%s does not vote yet, so it can't lead", to)
-		}
-		future = c.raft.LeadershipTransferToServer(s.ID, s.Address)
+	target, ok := c.server(to)
+	if to != "" && !ok {
+		return fmt.Errorf("%w: %s", ErrNodeUnknown, to)
 	}
-	done := make(chan error, 1)
-	go func() { done <- future.Error() }() // bounded by the library's election timeout
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(4 * c.cfg.RaftTimeout):
-		return &UnavailableError{Reason: "the transfer takes too long", RetryAfter: c.cfg.RaftTimeout}
+	if to != "" && target.Suffrage != raft.Voter {
+		return fmt.Errorf("%s does not vote yet, so it can't lead", to)
 	}
+	return c.change(ctx, func(uint64) raft.Future {
+		if to == "" {
+			return c.raft.LeadershipTransfer()
+		}
+		return c.raft.LeadershipTransferToServer(target.ID, target.Address)
+	})
 }
 
 func (c *Cluster) serveTransfer(w http.ResponseWriter, r *http.Request) {
@@ -433,7 +469,7 @@ func (c *Cluster) serveTransfer(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, errNotLeader.Error(), http.StatusMisdirectedRequest)
 		return
 	}
-	if err := c.transferHere(x.ID); err != nil {
+	if err := c.transferHere(r.Context(), x.ID); err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}
 }

@@ -70,6 +70,17 @@ func (c *Cluster) newPeerTransport() *http.Transport {
 // Transport reaches members: the host of a URL is a node's ID. It adds nothing to a request.
 func (c *Cluster) Transport() http.RoundTripper { return c.peers }
 
+// refuseFormer answers removed nodes with nothing but that they were removed, so that they can say so.
+func (c *Cluster) refuseFormer(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c.former(PeerOf(r.Context())) {
+			http.Error(w, ErrNotMember.Error(), http.StatusGone)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // servePeers answers the others until ctx ends.
 func (c *Cluster) servePeers(ctx context.Context) error {
 	mux := http.NewServeMux()
@@ -85,11 +96,12 @@ func (c *Cluster) servePeers(ctx context.Context) error {
 	mux.HandleFunc("POST /cluster/transfer", c.serveTransfer)
 	mux.HandleFunc("GET /cluster/status", c.serveStatus)
 	mux.Handle("/", c.cfg.PeerHandler)
+	members := c.refuseFormer(mux)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	protocols.SetHTTP1(true)
 	server := &http.Server{
-		Handler: mux, Protocols: protocols, ReadHeaderTimeout: rpcTimeout, ErrorLog: newStdLogger(c.cfg.Logger, "peer"),
+		Handler: members, Protocols: protocols, ReadHeaderTimeout: headerTimeout, ErrorLog: newStdLogger(c.cfg.Logger, "peer"),
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1000, MaxReceiveBufferPerStream: 4 << 20, MaxReceiveBufferPerConnection: 16 << 20},
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, conn.(plainConn).peer)
@@ -114,7 +126,13 @@ func (e *statusError) Error() string { return fmt.Sprintf("%d: %s", e.code, e.te
 
 // call asks a member and gives the body of its 2xx.
 func (c *Cluster) call(ctx context.Context, id NodeID, method, path string, body io.Reader) ([]byte, error) {
-	return call(ctx, c.peers, method, "http://"+string(id)+path, body)
+	data, err := call(ctx, c.control, method, "http://"+string(id)+path, body)
+	var refused *statusError
+	if errors.As(err, &refused) && refused.code == http.StatusGone {
+		c.wasRemoved(id)
+		err = fmt.Errorf("%w (says %s)", ErrNotMember, id)
+	}
+	return data, err
 }
 
 func call(ctx context.Context, t http.RoundTripper, method, url string, body io.Reader) ([]byte, error) {

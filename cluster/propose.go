@@ -33,6 +33,10 @@ func (c *Cluster) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, erro
 	pause := retryPause
 	var last error
 	for {
+		changed := c.newLeader.wait()
+		if c.isRemoved() {
+			return nil, 0, ErrNotMember
+		}
 		answer, index, err := c.proposeOnce(ctx, cmd)
 		if err == nil {
 			wait, stop := context.WithTimeout(context.WithoutCancel(ctx), applyPatience)
@@ -47,6 +51,7 @@ func (c *Cluster) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, erro
 		case <-ctx.Done():
 			reason := fmt.Sprintf("no leader took the change within %s (%v)", proposePatience, last)
 			return nil, 0, &UnavailableError{Reason: reason, RetryAfter: 2 * c.cfg.RaftTimeout}
+		case <-changed:
 		case <-time.After(pause):
 			pause = min(2*pause, maxRetryPause)
 		}
@@ -67,15 +72,8 @@ func (c *Cluster) proposeOnce(ctx context.Context, cmd []byte) ([]byte, uint64, 
 // applyHere applies on the leader. The future may hang over a leader change (hashicorp/raft issue 498), so ctx counts too.
 func (c *Cluster) applyHere(ctx context.Context, cmd []byte) ([]byte, uint64, error) {
 	future := c.raft.Apply(cmd, proposePatience)
-	done := make(chan error, 1)
-	go func() { done <- future.Error() }()
-	select {
-	case <-ctx.Done():
-		return nil, 0, ctx.Err()
-	case err := <-done:
-		if err != nil {
-			return nil, 0, fmt.Errorf("%w: %w", errNotLeader, err)
-		}
+	if err := c.tasks.await(ctx, future); err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", errNotLeader, err)
 	}
 	answer, ok := future.Response().([]byte)
 	if !ok {
@@ -136,14 +134,18 @@ func (c *Cluster) serveApplied(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// lastVisible is the newest entry at or before index that the state gets to see: Raft keeps its no-ops to itself, and
-// waiting for one would take for ever.
+// lastVisible is the newest entry at or before index that the state gets to see. Raft keeps its no-ops and barriers to
+// itself, and waiting for the state to hold one would take for ever.
+//
+// Entries that the state holds need no look. An entry that is neither held nor in the log can only have been cut off behind
+// a snapshot meanwhile; a snapshot covers what the state holds, so what the state holds now is enough to wait for.
+// raft.AppliedIndex would be no help: it moves when entries are handed to the state, before they are applied.
 func (c *Cluster) lastVisible(index uint64) uint64 {
 	floor := c.state.AppliedIndex()
 	for i := index; i > floor; i-- {
 		var l raft.Log
-		if err := c.log.GetLog(i, &l); err != nil {
-			return floor
+		if err := c.cache.GetLog(i, &l); err != nil {
+			return c.state.AppliedIndex()
 		}
 		if l.Type == raft.LogCommand || l.Type == raft.LogConfiguration {
 			return i

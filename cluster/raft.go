@@ -7,8 +7,6 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,12 +18,15 @@ import (
 )
 
 const (
-	maxAppend   = 512
-	logCache    = 1024
-	rpcTimeout  = 10 * time.Second
-	commitPause = 5 * time.Millisecond
-	poolPerPeer = 3
-	addressMark = "@"
+	maxAppend = 512
+	logCache  = 1024
+	// minRPCTimeout is the silence after which a connection of Raft is given up. Short, so that a link that was cut without a
+	// word is dialled anew soon after it is whole again.
+	minRPCTimeout = 3 * time.Second
+	headerTimeout = 10 * time.Second
+	commitPause   = 5 * time.Millisecond
+	poolPerPeer   = 3
+	addressMark   = "@"
 )
 
 func (c *Cluster) raftConfig() *raft.Config {
@@ -49,18 +50,32 @@ func (c *Cluster) raftConfig() *raft.Config {
 func (c *Cluster) openRaft() error {
 	cfg := c.raftConfig()
 	inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: addressBook{c}, Stream: &raftStream{Listener: c.port.Listener(port.ProtoRaft), c: c},
-		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: rpcTimeout, Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
+		ServerAddressProvider: addressBook{c}, Stream: &raftStream{Listener: c.port.Listener(port.ProtoRaft), port: c.port},
+		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: max(minRPCTimeout, 3*c.cfg.RaftTimeout), Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
 	})
 	c.transport = newGatedTransport(inner)
 	cached, err := raft.NewLogCache(logCache, c.log)
 	if err != nil {
 		return err
 	}
+	used, err := raft.HasExistingState(cached, c.log, c.state.Snapshots())
+	if err != nil {
+		return fmt.Errorf("look at the raft log: %w", err)
+	}
+	if c.identity.Member && !used {
+		return fmt.Errorf("%s is gone, and with it this node's votes: %w", logFile, ErrEpochUsed)
+	}
+	c.cache = cached
 	c.raft, err = raft.NewRaft(cfg, c.state, cached, c.log, c.state.Snapshots(), c.transport)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
+	c.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		if _, ok := o.Data.(raft.LeaderObservation); ok {
+			c.newLeader.notify() // in Raft's own goroutine: it only closes a channel
+		}
+		return false
+	}))
 	return nil
 }
 
@@ -81,22 +96,6 @@ func (c *Cluster) addressOf(id NodeID) (string, error) {
 		return string(s.Address), nil
 	}
 	return "", fmt.Errorf("%w: %s", ErrNodeUnknown, id)
-}
-
-// raftStream carries Raft over the port.
-type raftStream struct {
-	net.Listener
-	c *Cluster
-}
-
-func (s *raftStream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	id, at, found := strings.Cut(string(address), addressMark)
-	if !found {
-		id, at = "", string(address)
-	}
-	return s.c.port.Dial(ctx, port.ProtoRaft, NodeID(id), at)
 }
 
 var errGate = errors.New("this node does not vote until others confirm that its memory is whole")

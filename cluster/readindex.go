@@ -17,6 +17,9 @@ const readPatience = 5 * time.Second
 // rounds shares work among readers. Whoever comes while a round is under way waits for the next one: the round under way
 // may have begun before they asked, and proves nothing to them.
 type rounds struct {
+	tasks *crew
+	fn    func() (uint64, error) // makes one; bounded
+
 	mu      sync.Mutex
 	running bool
 	next    *round
@@ -28,20 +31,21 @@ type round struct {
 	err   error
 }
 
-func newRounds() *rounds { return &rounds{} }
-
-// join waits for a round that begins after the call; fn makes one.
-func (r *rounds) join(ctx context.Context, fn func() (uint64, error)) (uint64, error) {
+// join waits for a round that begins after the call.
+func (r *rounds) join(ctx context.Context) (uint64, error) {
 	r.mu.Lock()
 	if r.next == nil {
 		r.next = &round{done: make(chan struct{})}
 	}
 	mine := r.next
 	if !r.running {
-		r.running = true
-		go r.run(fn)
+		r.running = r.tasks.run(r.run)
 	}
+	running := r.running
 	r.mu.Unlock()
+	if !running {
+		return 0, raft.ErrRaftShutdown
+	}
 	select {
 	case <-ctx.Done():
 		return 0, ctx.Err()
@@ -50,8 +54,8 @@ func (r *rounds) join(ctx context.Context, fn func() (uint64, error)) (uint64, e
 	}
 }
 
-// run makes rounds as long as somebody waits for one, and ends by itself: fn is bounded.
-func (r *rounds) run(fn func() (uint64, error)) {
+// run makes rounds as long as somebody waits for one, and ends by itself.
+func (r *rounds) run() {
 	for {
 		r.mu.Lock()
 		now := r.next
@@ -62,7 +66,7 @@ func (r *rounds) run(fn func() (uint64, error)) {
 			return
 		}
 		r.mu.Unlock()
-		now.index, now.err = fn()
+		now.index, now.err = r.fn()
 		close(now.done)
 	}
 }
@@ -70,13 +74,16 @@ func (r *rounds) run(fn func() (uint64, error)) {
 // ReadIndex returns nil once the local state holds everything that any node answered before the call. ErrNoQuorum after
 // five seconds without a leader that a majority confirms; at once on a node that has known none for longer.
 func (c *Cluster) ReadIndex(ctx context.Context) error {
+	if c.isRemoved() {
+		return ErrNotMember
+	}
 	if c.lonely() {
 		return ErrNoQuorum
 	}
 	ctx, cancel := context.WithTimeout(ctx, readPatience)
 	defer cancel()
 	for {
-		index, err := c.reads.join(ctx, c.readRound)
+		index, err := c.reads.join(ctx)
 		if err == nil {
 			if err = c.state.WaitApplied(ctx, index); err == nil {
 				return nil
@@ -108,7 +115,7 @@ func (c *Cluster) readRound() (uint64, error) {
 		return 0, errNotLeader
 	}
 	if leader == c.ID() {
-		return c.confirmedIndex(ctx)
+		return c.confirms.join(ctx)
 	}
 	body, err := c.call(ctx, leader, http.MethodPost, "/cluster/index", nil)
 	if err != nil {
@@ -118,6 +125,14 @@ func (c *Cluster) readRound() (uint64, error) {
 		return 0, fmt.Errorf("the leader's answer has %d bytes", len(body))
 	}
 	return binary.BigEndian.Uint64(body), nil
+}
+
+// confirmRound is the leader's round. It is apart from readRound: two nodes that each take the other for the leader would
+// wait for each other.
+func (c *Cluster) confirmRound() (uint64, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), readPatience/2)
+	defer cancel()
+	return c.confirmedIndex(ctx)
 }
 
 // confirmedIndex is the read index of Ongaro's thesis, section 6.4: an entry committed in the own term (until then a new
@@ -146,16 +161,8 @@ func (c *Cluster) settleTerm(ctx context.Context, term uint64) error {
 	if c.dead.settled(term) {
 		return nil
 	}
-	barrier := c.raft.Barrier(readPatience)
-	done := make(chan error, 1)
-	go func() { done <- barrier.Error() }() // bounded by the barrier's own time
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("%w: %w", errNotLeader, err)
-		}
+	if err := c.tasks.await(ctx, c.raft.Barrier(readPatience)); err != nil {
+		return fmt.Errorf("%w: %w", errNotLeader, err)
 	}
 	if c.raft.CurrentTerm() != term {
 		return errNotLeader
@@ -193,7 +200,9 @@ func (c *Cluster) quorum(ctx context.Context, ids []NodeID, need int, ask func(c
 	defer cancel()
 	answers := make(chan error, len(ids))
 	for _, id := range ids {
-		go func() { answers <- ask(ctx, id) }()
+		if !c.tasks.run(func() { answers <- ask(ctx, id) }) {
+			answers <- raft.ErrRaftShutdown
+		}
 	}
 	var failed []error
 	for range ids {
@@ -210,11 +219,7 @@ func (c *Cluster) quorum(ctx context.Context, ids []NodeID, need int, ask func(c
 }
 
 func (c *Cluster) serveIndex(w http.ResponseWriter, r *http.Request) {
-	index, err := c.reads.join(r.Context(), func() (uint64, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), readPatience/2)
-		defer cancel()
-		return c.confirmedIndex(ctx)
-	})
+	index, err := c.confirms.join(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
 		return

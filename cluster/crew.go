@@ -1,0 +1,70 @@
+package cluster
+
+import (
+	"context"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// crew counts the goroutines that requests start, so that Run can wait for the last of them. Its zero value works.
+type crew struct {
+	mu     sync.Mutex
+	busy   int
+	closed bool
+	nobody chan struct{}
+}
+
+// run starts fn, or tells that the crew has gone home.
+func (w *crew) run(fn func()) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return false
+	}
+	w.busy++
+	go func() {
+		defer w.done()
+		fn()
+	}()
+	return true
+}
+
+func (w *crew) done() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.busy--
+	if w.closed && w.busy == 0 {
+		close(w.nobody)
+	}
+}
+
+// close lets nobody start any more and gives a channel that is closed when all have ended.
+func (w *crew) close() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return w.nobody
+	}
+	w.closed = true
+	w.nobody = make(chan struct{})
+	if w.busy == 0 {
+		close(w.nobody)
+	}
+	return w.nobody
+}
+
+// await waits for a future or for ctx. A future of Raft may hang over a change of leader (hashicorp/raft issue 498), until
+// Raft ends; the goroutine that hangs with it belongs to the crew.
+func (w *crew) await(ctx context.Context, f raft.Future) error {
+	done := make(chan error, 1)
+	if !w.run(func() { done <- f.Error() }) {
+		return raft.ErrRaftShutdown
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-done:
+		return err
+	}
+}

@@ -1,0 +1,327 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"pier/cluster/port"
+)
+
+// load writes through the nodes until the returned function is called, which fails the test for every failed write.
+func load(t *testing.T, nodes ...*member) (stop func()) {
+	t.Helper()
+	quit := make(chan struct{})
+	var writers sync.WaitGroup
+	var count atomic.Int64
+	for w, m := range nodes {
+		c := m.cluster
+		writers.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-quit:
+					return
+				default:
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				_, err := propose(ctx, c, command{Op: "put", Key: fmt.Sprintf("load-%d-%d", w, i), Value: "x"})
+				cancel()
+				if err != nil {
+					t.Errorf("write through %s: %v", m.name, err)
+					return
+				}
+				count.Add(1)
+			}
+		})
+	}
+	return func() {
+		close(quit)
+		writers.Wait()
+		if count.Load() == 0 {
+			t.Error("no write happened under load")
+		}
+	}
+}
+
+// join makes m, which must not run, a member through an invite of by.
+func (m *member) join(by *member) error {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	token, _, err := by.cluster.Invite(ctx, time.Minute)
+	if err != nil {
+		return err
+	}
+	return m.use(token)
+}
+
+func (m *member) use(token string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err := Join(ctx, JoinConfig{
+		DataDir: m.dir, Token: token, Name: m.name, Advertise: m.address, API: "api-" + m.name, Network: m.house.net.of(m.address),
+	})
+	if err != nil {
+		return err
+	}
+	m.state = newMapState()
+	if m.secrets, err = port.LoadSecrets(filepath.Join(m.dir, secretFile)); err != nil {
+		return err
+	}
+	return nil
+}
+
+func roles(s Status) map[string]int {
+	out := map[string]int{}
+	for _, n := range s.Nodes {
+		out[n.Role]++
+	}
+	return out
+}
+
+func TestJoinByInviteUnderLoad(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	stop := load(t, nodes...)
+	for range 2 {
+		m := h.add(nil)
+		m.secrets = port.Secrets{port.NewSecret()}
+		m.start() // a cluster of one, as people have it before they join
+		m.ready()
+		m.mustPut("mine", "gone")
+		m.stop()
+		if err := m.join(nodes[1]); err != nil {
+			t.Fatal(err)
+		}
+		m.start()
+		m.ready()
+		if v, err := m.get("mine"); err != nil || v != "" {
+			t.Fatalf("the old state came along: %q, %v", v, err)
+		}
+		nodes = append(nodes, m)
+	}
+	stop()
+	eventually(t, func() error {
+		s := status(t, nodes[4])
+		if r := roles(s); r["leader"] != 1 || r["voter"] != 4 || !s.Healthy {
+			return fmt.Errorf("status: %+v", s)
+		}
+		return nil
+	})
+	leader(t, nodes).kill()
+	for i, m := range nodes {
+		if m.cluster != nil {
+			m.mustPut(fmt.Sprintf("after-%d", i), "x")
+		}
+	}
+}
+
+func TestInvitesWorkOnce(t *testing.T) {
+	h := newHouse(t)
+	first := h.add(nil)
+	first.start()
+	first.ready()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	token, _, err := first.cluster.Invite(ctx, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := h.add(nil), h.add(nil)
+	if err := a.use(token); err != nil {
+		t.Fatal(err)
+	}
+	a.start()
+	a.ready()
+	if err := b.use(token); !errors.Is(err, ErrTokenUsed) {
+		t.Fatalf("a second use: %v", err)
+	}
+	stale, _, err := first.cluster.Invite(ctx, -time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.use(stale); !errors.Is(err, ErrTokenExpired) {
+		t.Fatalf("an expired invite: %v", err)
+	}
+	if err := b.use("pier-nonsense"); !errors.Is(err, ErrTokenInvalid) {
+		t.Fatalf("nonsense: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(b.dir, secretFile)); !errors.Is(err, os.ErrNotExist) {
+		t.Fatal("a refused node got the secret")
+	}
+}
+
+func TestRemoveTheLeaderUnderLoad(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(4)
+	ldr := leader(t, nodes)
+	rest := others(nodes, ldr)
+	stop := load(t, rest...)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	gone := ldr.cluster.ID()
+	if err := rest[0].cluster.Remove(ctx, gone, false); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	eventually(t, func() error {
+		for _, m := range rest {
+			s := status(t, m)
+			if len(s.Nodes) != 3 || !s.Healthy {
+				return fmt.Errorf("%s: %+v", m.name, s)
+			}
+		}
+		return nil
+	})
+	// Whoever was removed is refused, and says so.
+	eventually(t, func() error {
+		if err := ldr.cluster.ReadIndex(ctx); err == nil {
+			return errors.New("a removed node reads as if it were a member")
+		}
+		short, stop := context.WithTimeout(ctx, 500*time.Millisecond)
+		defer stop()
+		if _, err := propose(short, ldr.cluster, command{Op: "put", Key: "a"}); !errors.Is(err, ErrNotMember) {
+			return fmt.Errorf("a removed node's write: %v", err)
+		}
+		return nil
+	})
+	term := rest[0].cluster.Term()
+	ldr.stop()
+	ldr.start()
+	rest[0].mustPut("still", "here")
+	if _, err := propose(ctx, ldr.cluster, command{Op: "put", Key: "a"}); !errors.Is(err, ErrNotMember) {
+		t.Fatalf("a removed node's write after its restart: %v", err)
+	}
+	if now := rest[0].cluster.Term(); now != term {
+		t.Fatalf("a removed node disturbed the cluster: term %d, was %d", now, term)
+	}
+}
+
+func TestRemoveRefuses(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	defer cancel()
+	if err := nodes[0].cluster.Remove(ctx, "nobody", false); !errors.Is(err, ErrNodeUnknown) {
+		t.Fatalf("nobody: %v", err)
+	}
+	victim := others(nodes, leader(t, nodes))[0]
+	id := victim.cluster.ID()
+	h.guard.mu.Lock()
+	h.guard.only[id] = []string{"sha256:1", "sha256:2"}
+	h.guard.mu.Unlock()
+	var last *LastCopyError
+	if err := nodes[0].cluster.Remove(ctx, id, false); !errors.As(err, &last) || last.Total != 2 {
+		t.Fatalf("last copies: %v", err)
+	}
+	h.guard.mu.Lock()
+	clear(h.guard.only)
+	h.guard.mu.Unlock()
+	dead := others(nodes, leader(t, nodes), victim)[0]
+	dead.kill()
+	rest := others(nodes, dead)
+	eventually(t, func() error {
+		if err := rest[0].cluster.Remove(ctx, id, false); !errors.Is(err, ErrWouldLoseQuorum) {
+			return fmt.Errorf("a majority would be lost: %v", err)
+		}
+		return nil
+	})
+	// The dead one can go.
+	for _, m := range status(t, rest[0]).Nodes {
+		if m.Name == dead.name {
+			if err := rest[0].cluster.Remove(ctx, m.ID, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rest[1].mustPut("a", "1")
+	if s := status(t, rest[1]); len(s.Nodes) != 2 {
+		t.Fatalf("status: %+v", s)
+	}
+}
+
+func TestLeaveUnderLoad(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(4)
+	goes := leader(t, nodes)
+	rest := others(nodes, goes)
+	stop := load(t, rest...)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	if err := goes.cluster.Leave(ctx); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	select {
+	case err := <-goes.done:
+		if !errors.Is(err, ErrLeft) {
+			t.Fatalf("a node that left ends with %v", err)
+		}
+		goes.done <- err
+	case <-ctx.Done():
+		t.Fatal("a node that left goes on")
+	}
+	goes.stop()
+	if err := goes.open(); !errors.Is(err, ErrLeft) {
+		t.Fatalf("a node that left starts again: %v", err)
+	}
+	eventually(t, func() error {
+		if s := status(t, rest[0]); len(s.Nodes) != 3 || !s.Healthy {
+			return fmt.Errorf("status: %+v", s)
+		}
+		return nil
+	})
+	for _, m := range rest {
+		m.mustPut("by "+m.name, "x")
+	}
+}
+
+func TestANodeComesBackElsewhere(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	moved := nodes[1]
+	moved.stop()
+	moved.address = freeAddress(t)
+	moved.start()
+	moved.ready()
+	moved.mustPut("a", "1")
+	eventually(t, func() error {
+		for _, m := range nodes {
+			s, ok := m.cluster.server(moved.cluster.ID())
+			if !ok || string(s.Address) != moved.address {
+				return fmt.Errorf("%s has it at %s", m.name, s.Address)
+			}
+		}
+		return nil
+	})
+}
+
+func TestStrangersAreRefused(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	stranger := h.add(func(c *Config) { c.Join = []string{nodes[0].address} })
+	stranger.secrets = port.Secrets{port.NewSecret()}
+	stranger.start()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := stranger.cluster.ReadIndex(ctx); err == nil {
+		t.Fatal("a stranger reads")
+	}
+	if s := status(t, nodes[0]); len(s.Nodes) != 3 {
+		t.Fatalf("a stranger got in: %+v", s)
+	}
+	conn, err := net.Dial("tcp", nodes[0].address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_, _ = conn.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+	nodes[1].mustPut("a", "1")
+}

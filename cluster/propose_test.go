@@ -1,0 +1,230 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// A follower's writes go on while the leader dies: slower, never failed, and none twice.
+func TestProposeThroughAFollowerOutlivesTheLeader(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	ldr := leader(t, nodes)
+	through := others(nodes, ldr)
+	var writers sync.WaitGroup
+	var count atomic.Int64
+	half, stop := make(chan struct{}), make(chan struct{})
+	for w := range 8 {
+		writers.Go(func() {
+			m := through[w%2]
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				_, err := propose(ctx, m.cluster, command{Op: "add", Key: fmt.Sprint(w), Value: fmt.Sprintf("%d,", i)})
+				cancel()
+				if err != nil {
+					t.Errorf("write %d of writer %d: %v", i, w, err)
+					return
+				}
+				if count.Add(1) == 100 {
+					close(half)
+				}
+			}
+		})
+	}
+	<-half
+	ldr.kill()
+	eventually(t, func() error {
+		if through[0].cluster.Role() != "leader" && through[1].cluster.Role() != "leader" {
+			return errors.New("no new leader")
+		}
+		return through[0].put("after", "1")
+	})
+	close(stop)
+	writers.Wait()
+	for w := range 8 {
+		got, err := through[0].get(fmt.Sprint(w))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := ""
+		for i := range strings.Count(got, ",") {
+			want += fmt.Sprintf("%d,", i)
+		}
+		if got != want {
+			t.Fatalf("writer %d: %s", w, got)
+		}
+	}
+	ldr.start()
+	ldr.ready()
+	ldr.mustGet("after", "1")
+}
+
+// The same bytes proposed again get the first answer.
+func TestProposeTwiceAppliesOnce(t *testing.T) {
+	h := newHouse(t)
+	m := h.add(nil)
+	m.start()
+	m.ready()
+	data, err := json.Marshal(command{ID: uuid.NewString(), Op: "add", Key: "a", Value: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, _, err := m.cluster.Propose(t.Context(), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.mustGet("a", "x")
+}
+
+// Every read that begins after a write was answered sees it, on whichever node, while leadership moves about.
+func TestReadsAreLinearizable(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	var acked atomic.Int64
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		for i := int64(1); ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := nodes[i%3].put("n", fmt.Sprint(i)); err != nil {
+				t.Errorf("write: %v", err)
+				return
+			}
+			acked.Store(i)
+		}
+	})
+	var reads atomic.Int64
+	enough := make(chan struct{})
+	for _, m := range nodes {
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				floor := acked.Load()
+				v, err := m.get("n")
+				if err != nil {
+					t.Errorf("%s reads: %v", m.name, err)
+					return
+				}
+				var got int64
+				_, _ = fmt.Sscan(v, &got)
+				if got < floor {
+					t.Errorf("%s read %d after %d was acknowledged", m.name, got, floor)
+					return
+				}
+				if reads.Add(1) == 600 {
+					close(enough)
+				}
+			}
+		})
+	}
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if err := leader(t, nodes).cluster.Transfer(ctx, ""); err != nil {
+			t.Logf("transfer: %v", err)
+		}
+		cancel()
+	}
+	select {
+	case <-enough:
+	case <-time.After(patience):
+	}
+	close(stop)
+	all.Wait()
+	if reads.Load() < 100 {
+		t.Fatalf("only %d reads", reads.Load())
+	}
+}
+
+// A leader that is cut off must not serve what it knows as current, and takes no writes; healed, it follows.
+func TestAMinorityRefuses(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	nodes[0].mustPut("a", "1")
+	alone := leader(t, nodes)
+	rest := others(nodes, alone)
+	h.net.cut([]*member{alone}, rest)
+	fresh := leader(t, rest)
+	fresh.mustPut("a", "2")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := alone.cluster.ReadIndex(ctx); !errors.Is(err, ErrNoQuorum) && !errors.Is(err, ErrUnavailable) {
+		t.Fatalf("the minority's read: %v", err)
+	}
+	short, stop := context.WithTimeout(t.Context(), time.Second)
+	defer stop()
+	if _, err := propose(short, alone.cluster, command{Op: "put", Key: "a", Value: "3"}); err == nil {
+		t.Fatal("the minority took a write")
+	}
+	s := status(t, alone)
+	if s.Quorum || s.Healthy {
+		t.Fatalf("the minority's status: %+v", s)
+	}
+	h.net.heal()
+	eventually(t, func() error {
+		v, err := alone.get("a")
+		if err != nil || v != "2" {
+			return fmt.Errorf("healed: a = %q, %v", v, err)
+		}
+		return nil
+	})
+	alone.mustPut("b", "1")
+}
+
+// A node that was away for longer than the log reaches gets the state itself.
+func TestANodeBehindTheLogCatchesUp(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.expecting(3)
+	for _, m := range nodes {
+		edit := m.cfg
+		m.cfg = func(c *Config) { edit(c); c.TrailingLogs, c.SnapshotThreshold = 10, 20 }
+		m.start()
+	}
+	for _, m := range nodes {
+		m.ready()
+	}
+	away := others(nodes, leader(t, nodes))[0]
+	away.kill()
+	rest := others(nodes, away)
+	for i := range 200 {
+		rest[i%2].mustPut(fmt.Sprint(i), "x")
+	}
+	eventually(t, func() error {
+		for _, m := range rest {
+			first, err := m.cluster.log.FirstIndex()
+			if err != nil || first < 50 {
+				return fmt.Errorf("%s still has the log from %d on, %v", m.name, first, err)
+			}
+			rest[0].mustPut("more", "x")
+		}
+		return nil
+	})
+	away.start()
+	away.ready()
+	away.mustGet("199", "x")
+	for i := range 20 {
+		away.mustPut(fmt.Sprintf("after%d", i), "x")
+	}
+}
