@@ -23,6 +23,7 @@ type Node struct {
 	client  *http.Client
 	cmd     *exec.Cmd
 	ended   chan error // gets what Wait returned, once
+	asked   bool       // SIGTERM was sent; a second one may mean more
 }
 
 // Start runs the node; its log goes on in the same file. It does not wait until the node is ready.
@@ -43,7 +44,7 @@ func (n *Node) Start() error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	n.cmd, n.ended = cmd, ended
+	n.cmd, n.ended, n.asked = cmd, ended, false
 	return nil
 }
 
@@ -82,7 +83,8 @@ func (n *Node) Stop() error {
 }
 
 func (n *Node) terminate() {
-	if n.cmd != nil {
+	if n.cmd != nil && !n.asked {
+		n.asked = true
 		_ = n.cmd.Process.Signal(syscall.SIGTERM) // a process that has ended already shows in Stop
 	}
 }
