@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -257,7 +258,7 @@ func (c *Cluster) servers() []raft.Server {
 	if f.Error() != nil {
 		return nil
 	}
-	return f.Configuration().Servers
+	return slices.Clone(f.Configuration().Servers) // Raft's own slice: whoever sorts or filters it would change the cluster
 }
 
 func (c *Cluster) server(id NodeID) (raft.Server, bool) {

@@ -243,3 +243,6 @@ func printable(args []any) []any {
 func newStdLogger(l *slog.Logger, part string) *log.Logger {
 	return slog.NewLogLogger(l.With("part", part).Handler(), slog.LevelDebug)
 }
+
+// Voting tells whether this node takes part in elections: its memory was found whole after its start.
+func (c *Cluster) Voting() bool { return c.transport.isOpen() }
