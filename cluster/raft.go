@@ -54,6 +54,11 @@ func (c *Cluster) openRaft() error {
 		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: max(minRPCTimeout, 3*c.cfg.RaftTimeout), Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
 	})
 	c.transport = newGatedTransport(inner)
+	c.transport.pause = min(c.cfg.RaftTimeout/4, 250*time.Millisecond)
+	c.transport.again = func(id NodeID, term uint64) bool {
+		_, member := c.server(id)
+		return member && c.leading() && c.raft.CurrentTerm() == term
+	}
 	cached, err := raft.NewLogCache(logCache, c.log)
 	if err != nil {
 		return err
@@ -108,17 +113,45 @@ type gatedTransport struct {
 	stopped chan struct{}
 	once    sync.Once
 	gate    atomic.Bool // open
+
+	// again tells whether an append to a silent peer is worth another try in this term.
+	again    func(id NodeID, term uint64) bool
+	pause    time.Duration
+	released chan struct{}
+	release  sync.Once
 }
 
 func newGatedTransport(t *raft.NetworkTransport) *gatedTransport {
-	return &gatedTransport{NetworkTransport: t, out: make(chan raft.RPC), stopped: make(chan struct{})}
+	return &gatedTransport{NetworkTransport: t, out: make(chan raft.RPC), stopped: make(chan struct{}), released: make(chan struct{})}
 }
 
 func (t *gatedTransport) open()        { t.gate.Store(true) }
 func (t *gatedTransport) shut()        { t.gate.Store(false) }
 func (t *gatedTransport) isOpen() bool { return t.gate.Load() }
 
+// letGo ends the appends that wait for silent peers. It must come before Raft's shutdown, which waits for them.
+func (t *gatedTransport) letGo() { t.release.Do(func() { close(t.released) }) }
+
+// AppendEntries tries a silent peer again and again, instead of telling Raft. Raft would wait longer after each failure, up
+// to ten seconds, and for that long a node that comes back would get nothing but heartbeats: it would know the leader and
+// miss what was acknowledged. Heartbeats themselves fail as they do, since the leader's lease rests on them.
+func (t *gatedTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	for {
+		err := t.NetworkTransport.AppendEntries(id, target, args, resp)
+		heartbeat := args.PrevLogEntry == 0 && args.PrevLogTerm == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0
+		if err == nil || heartbeat || !t.again(NodeID(id), args.Term) {
+			return err
+		}
+		select {
+		case <-t.released:
+			return err
+		case <-time.After(t.pause):
+		}
+	}
+}
+
 func (t *gatedTransport) stop() {
+	t.letGo()
 	t.once.Do(func() { close(t.stopped) })
 	_ = t.NetworkTransport.Close()
 }

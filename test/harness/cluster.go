@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
+	"pier/api/client"
 	"pier/cluster/port"
 	"pier/cmd/pier/node"
 )
@@ -25,6 +29,7 @@ type Cluster struct {
 	Net   *Net
 	Nodes []*Node
 	dir   string
+	http  *http.Client
 }
 
 // Node is one of them; it may be running or not.
@@ -35,6 +40,7 @@ type Node struct {
 	cluster *Cluster
 	address string
 	listen  string
+	alone   bool // began as a cluster of its own, with a secret of its own
 	stop    context.CancelFunc
 	done    chan error
 }
@@ -42,7 +48,8 @@ type Node struct {
 // Start forms a cluster of n and waits until all can take pushes.
 func Start(t testing.TB, n int) *Cluster {
 	t.Helper()
-	c := &Cluster{T: t, Net: NewNet(), dir: t.TempDir()}
+	c := &Cluster{T: t, Net: NewNet(), dir: t.TempDir(), http: &http.Client{Transport: &http.Transport{}}}
+	t.Cleanup(c.http.CloseIdleConnections)
 	secret := filepath.Join(c.dir, "secret")
 	if err := port.SaveSecrets(secret, port.Secrets{port.NewSecret()}); err != nil {
 		t.Fatal(err)
@@ -75,10 +82,25 @@ func freeAddress(t testing.TB) string {
 	return lis.Addr().String()
 }
 
+// StartAlone starts one more node, which is a cluster of its own.
+func (c *Cluster) StartAlone() *Node {
+	c.T.Helper()
+	x := c.add(fmt.Sprintf("n%d", len(c.Nodes)+1))
+	x.alone = true
+	x.Start()
+	c.WaitReady()
+	return x
+}
+
+// Control is the node's control socket.
+func (x *Node) Control() *client.Client {
+	return client.New(client.Options{Socket: filepath.Join(x.Dir, node.SocketName)})
+}
+
 func (c *Cluster) peers(but string) []string {
 	var out []string
 	for _, x := range c.Nodes {
-		if x.Name != but {
+		if x.Name != but && !x.alone {
 			out = append(out, x.address)
 		}
 	}
@@ -91,9 +113,11 @@ func (x *Node) Start() {
 	t.Helper()
 	cfg := node.Default()
 	cfg.Name, cfg.DataDir, cfg.Listen, cfg.ClusterListen = x.Name, x.Dir, x.listen, x.address
-	cfg.ClusterSecretFile = filepath.Join(x.cluster.dir, "secret")
 	cfg.RaftTimeout = 300 * time.Millisecond
-	if len(x.cluster.Nodes) > 1 {
+	if !x.alone {
+		cfg.ClusterSecretFile = filepath.Join(x.cluster.dir, "secret")
+	}
+	if len(x.cluster.Nodes) > 1 && !x.alone {
 		cfg.Join, cfg.BootstrapExpect = x.cluster.peers(x.Name), len(x.cluster.Nodes)
 	}
 	n, err := node.New(cfg, node.Options{
@@ -161,6 +185,17 @@ func (x *Node) RestoreDisk(from string) {
 	if err := os.CopyFS(x.Dir, os.DirFS(from)); err != nil {
 		x.cluster.T.Fatal(err)
 	}
+}
+
+// BlobPath is where the node keeps a blob.
+func (x *Node) BlobPath(d digest.Digest) string {
+	return filepath.Join(x.Dir, "blobs", string(d.Algorithm()), d.Encoded()[:2], d.Encoded())
+}
+
+// Holds tells whether the blob is on the node's disk.
+func (x *Node) Holds(d digest.Digest) bool {
+	_, err := os.Stat(x.BlobPath(d))
+	return err == nil
 }
 
 // Running tells whether the node was started and not ended by the test.

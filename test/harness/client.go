@@ -1,0 +1,196 @@
+package harness
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"pier/fsm"
+)
+
+// Image is what a test pushes: random layers, so that nothing is there before.
+type Image struct {
+	Repo, Tag string
+	Blobs     map[digest.Digest][]byte
+	Manifest  []byte
+	Digest    digest.Digest
+}
+
+// NewImage makes an image with a config and layers of the given sizes.
+func NewImage(repo, tag string, sizes ...int) Image {
+	img := Image{Repo: repo, Tag: tag, Blobs: map[digest.Digest][]byte{}}
+	add := func(mediaType string, data []byte) fsm.Descriptor {
+		d := digest.FromBytes(data)
+		img.Blobs[d] = data
+		return fsm.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
+	}
+	nonce := make([]byte, 16)
+	_, _ = rand.Read(nonce) // never fails
+	m := struct {
+		SchemaVersion int              `json:"schemaVersion"`
+		MediaType     string           `json:"mediaType"`
+		Config        fsm.Descriptor   `json:"config"`
+		Layers        []fsm.Descriptor `json:"layers"`
+	}{SchemaVersion: 2, MediaType: fsm.TypeOCIManifest}
+	m.Config = add("application/vnd.oci.image.config.v1+json", fmt.Appendf(nil, `{"nonce":"%x"}`, nonce))
+	for _, size := range sizes {
+		layer := make([]byte, size)
+		_, _ = rand.Read(layer) // never fails
+		m.Layers = append(m.Layers, add("application/vnd.oci.image.layer.v1.tar", layer))
+	}
+	img.Manifest, _ = json.Marshal(m) // strings and numbers
+	img.Digest = digest.FromBytes(img.Manifest)
+	return img
+}
+
+// Do sends a request to the node and gives the answer with its body read.
+func (x *Node) Do(method, path string, body []byte, header ...string) (*http.Response, []byte, error) {
+	req, err := http.NewRequest(method, x.URL()+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := x.cluster.http.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(resp.Body)
+	return resp, data, err
+}
+
+// want sends a request and makes any answer but the status an error.
+func (x *Node) want(status int, method, path string, body []byte, header ...string) ([]byte, *http.Response, error) {
+	resp, data, err := x.Do(method, path, body, header...)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s %s %s: %w", x.Name, method, path, err)
+	}
+	if resp.StatusCode != status {
+		return data, resp, fmt.Errorf("%s %s %s: %s, not %d: %s", x.Name, method, path, resp.Status, status, data)
+	}
+	return data, resp, nil
+}
+
+// Push pushes through the node as a plain client would, without retries.
+func (x *Node) Push(img Image) error {
+	for d, data := range img.Blobs {
+		if err := x.PushBlob(img.Repo, d, data); err != nil {
+			return err
+		}
+	}
+	_, _, err := x.want(http.StatusCreated, http.MethodPut, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), img.Manifest,
+		"Content-Type", fsm.TypeOCIManifest)
+	return err
+}
+
+// PushBlob uploads one blob in two requests.
+func (x *Node) PushBlob(repo string, d digest.Digest, data []byte) error {
+	_, resp, err := x.want(http.StatusAccepted, http.MethodPost, "/v2/"+repo+"/blobs/uploads/", nil)
+	if err != nil {
+		return err
+	}
+	_, _, err = x.want(http.StatusCreated, http.MethodPut, resp.Header.Get("Location")+"?digest="+d.String(), data)
+	return err
+}
+
+// Pull fetches the image by its tag and checks every byte.
+func (x *Node) Pull(img Image) error {
+	body, resp, err := x.want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), nil)
+	if err != nil {
+		return err
+	}
+	if w := resp.Header.Get("Warning"); w != "" {
+		return fmt.Errorf("%s answered the tag with a warning: %s", x.Name, w)
+	}
+	if !bytes.Equal(body, img.Manifest) {
+		return fmt.Errorf("%s serves another manifest for %s: %.200s", x.Name, img.Tag, body)
+	}
+	return x.PullDigests(img)
+}
+
+// PullDigests fetches manifest and blobs by digest alone.
+func (x *Node) PullDigests(img Image) error {
+	body, _, err := x.want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Digest), nil)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(body, img.Manifest) {
+		return fmt.Errorf("%s serves other bytes under %s", x.Name, img.Digest)
+	}
+	for d, data := range img.Blobs {
+		got, _, err := x.want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/blobs/%s", img.Repo, d), nil)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, data) {
+			return fmt.Errorf("%s serves other bytes under %s", x.Name, d)
+		}
+	}
+	return nil
+}
+
+// PushPatiently pushes as docker does: it begins again after an answer that says that trying again may help.
+func (x *Node) PushPatiently(img Image) error {
+	deadline := time.Now().Add(patience)
+	for {
+		err := x.Push(img)
+		if err == nil || time.Now().After(deadline) || !retriable(err) {
+			return err
+		}
+		wait(x.cluster.T.Context(), 50*time.Millisecond)
+	}
+}
+
+func retriable(err error) bool {
+	for _, s := range []string{": 503 ", ": 404 ", "EOF", "reset", "refused"} {
+		if strings.Contains(err.Error(), s) {
+			return true
+		}
+	}
+	return false
+}
+
+// Must ends the test when err isn't nil.
+func (c *Cluster) Must(err error) {
+	c.T.Helper()
+	if err != nil {
+		c.T.Fatal(err)
+	}
+}
+
+// Whole waits until every running node holds every blob of the images on its own disk, then pulls each image everywhere.
+func (c *Cluster) Whole(images ...Image) {
+	c.T.Helper()
+	c.Eventually("every node holds every blob", func() bool {
+		for _, x := range c.Nodes {
+			if !x.Running() {
+				continue
+			}
+			for _, img := range images {
+				for d := range img.Blobs {
+					if !x.Holds(d) {
+						return false
+					}
+				}
+			}
+		}
+		return true
+	})
+	for _, x := range c.Nodes {
+		if !x.Running() {
+			continue
+		}
+		for _, img := range images {
+			c.Must(x.Pull(img))
+		}
+	}
+}
