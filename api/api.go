@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"golang.org/x/sync/semaphore"
 
 	"pier/blobsync"
 	"pier/fsm"
@@ -44,10 +45,12 @@ type Config struct {
 	// QueueWait (default 30 s).
 	MaxInFlight, MaxQueue int
 	QueueWait             time.Duration
-	// BodyIdle is how long a client may send or take nothing (default 60 s).
+	// BodyIdle is how long a client may send or take nothing (default 60 s; answers in JSON keep that).
 	BodyIdle time.Duration
 	// ReadWait bounds the wait for a quorum before a tag is answered from this node's own state (default 5 s).
-	ReadWait  time.Duration
+	ReadWait time.Duration
+	// RelayWait is how long an upload's node may be unreachable before the upload counts as gone (default 10 s).
+	RelayWait time.Duration
 	Logger    *slog.Logger
 	AccessLog *slog.Logger // nil writes none
 }
@@ -63,7 +66,7 @@ func (c Config) Validate() error {
 		value int64
 	}{
 		{"MaxInFlight", int64(c.MaxInFlight)}, {"MaxQueue", int64(c.MaxQueue)}, {"QueueWait", int64(c.QueueWait)},
-		{"BodyIdle", int64(c.BodyIdle)}, {"ReadWait", int64(c.ReadWait)},
+		{"BodyIdle", int64(c.BodyIdle)}, {"ReadWait", int64(c.ReadWait)}, {"RelayWait", int64(c.RelayWait)},
 	} {
 		if n.value < 0 {
 			faults = append(faults, fmt.Errorf("%s is negative", n.name))
@@ -82,8 +85,9 @@ func (c *Config) fill() {
 	orDefault(&c.MaxInFlight, 1024)
 	orDefault(&c.MaxQueue, 8192)
 	orDefault(&c.QueueWait, 30*time.Second)
-	orDefault(&c.BodyIdle, time.Minute)
+	orDefault(&c.BodyIdle, defaultBodyIdle)
 	orDefault(&c.ReadWait, 5*time.Second)
+	orDefault(&c.RelayWait, 10*time.Second)
 	if c.Alive == nil {
 		c.Alive = func(fsm.NodeID) bool { return true }
 	}
@@ -104,6 +108,7 @@ type API struct {
 	cluster Cluster
 	logger  *slog.Logger
 	gate    *gate
+	memory  *semaphore.Weighted // bytes of manifests that are being pushed
 	metrics *metrics
 	table   map[kind]map[string]endpoint
 }
@@ -120,6 +125,7 @@ func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cl
 	a := &API{
 		cfg: cfg, state: state, blobs: blobs, log: log, cluster: cluster, logger: cfg.Logger,
 		gate:    newGate(cfg.MaxInFlight, cfg.MaxQueue, cfg.QueueWait),
+		memory:  semaphore.NewWeighted(manifestMemory),
 		metrics: newMetrics(cfg),
 	}
 	a.table = map[kind]map[string]endpoint{
@@ -250,22 +256,18 @@ func writeJSON(w http.ResponseWriter, mediaType string, v any) error {
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(body)
-	return nil
+	return sendBytes(w, body, defaultBodyIdle)
 }
 
 // current waits until the local state is current. Without a quorum it marks the answer, which then comes from this node's
-// own state, and returns false.
-func (a *API) current(w http.ResponseWriter, r *http.Request) (bool, error) {
-	err := a.catchUp(r.Context())
-	if err == nil {
-		return true, nil
-	}
-	if !errors.Is(err, ErrUnavailable) {
-		return false, err
+// own state, and returns why; err is what ends the request.
+func (a *API) current(w http.ResponseWriter, r *http.Request) (stale, err error) {
+	err = a.catchUp(r.Context())
+	if err == nil || !errors.Is(err, ErrUnavailable) {
+		return nil, err
 	}
 	w.Header().Set("Warning", `299 - "answered from this node's own state, which may be old: `+reason(err)+`"`)
-	return false, nil
+	return err, nil
 }
 
 // catchUp makes the local state current, within the configured time. Running out of that time is an ErrUnavailable; the

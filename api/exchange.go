@@ -91,6 +91,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 		started := time.Now()
 		x := &exchange{ResponseWriter: w, id: requestID(r), route: "other"}
 		w.Header().Set(headerRequestID, x.id)
+		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)) // a copy: the server must find its own body
 		x.body = steady(w, r, a.cfg.BodyIdle)
 		a.metrics.started()
 		defer func() {
@@ -103,7 +104,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 				panic(http.ErrAbortHandler)
 			}
 		}()
-		next.ServeHTTP(x, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+		next.ServeHTTP(x, r)
 	})
 }
 
@@ -123,7 +124,7 @@ func (a *API) finished(x *exchange, r *http.Request, took time.Duration) {
 	x.implicit()
 	var received int64
 	if x.body != nil {
-		received = x.body.count
+		received = x.body.count.Load()
 	}
 	a.metrics.finished(x, r.Method, received, took)
 	if x.fault != nil {
@@ -154,6 +155,9 @@ func (a *API) limit(next http.Handler) http.Handler {
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
 	p := explain(err)
+	if r.Context().Err() != nil {
+		p = refuse(statusClientGone, codeUnknown, "the client went away")
+	}
 	if p.status >= 500 {
 		x.fault = err
 	}

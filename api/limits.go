@@ -1,11 +1,11 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"time"
 )
@@ -55,6 +55,8 @@ func (g *gate) full() error {
 	return p
 }
 
+const defaultBodyIdle = time.Minute
+
 // minProgress is what a client must send within each idle time: a connection that drips single bytes holds a place and a
 // session as if it were living.
 const minProgress = 1 << 10
@@ -65,9 +67,8 @@ type steadyBody struct {
 	body    io.ReadCloser
 	control *http.ResponseController
 	idle    time.Duration
-	fresh   int64 // bytes since the deadline was last moved
-	count   int64 // bytes in all
-	ended   bool
+	fresh   int64        // bytes since the deadline was last moved
+	count   atomic.Int64 // bytes in all
 	err     error
 }
 
@@ -88,11 +89,10 @@ func (b *steadyBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.body.Read(p)
 	b.fresh += int64(n)
-	b.count += int64(n)
+	b.count.Add(int64(n))
 	switch {
 	case errors.Is(err, io.EOF):
 		// The server now watches the connection for a hang-up, which must not end by our deadline.
-		b.ended = true
 		_ = b.control.SetReadDeadline(time.Time{})
 		b.err = io.EOF
 	case err != nil:
@@ -105,6 +105,12 @@ func (b *steadyBody) Read(p []byte) (int, error) {
 }
 
 func (b *steadyBody) Close() error { return b.body.Close() }
+
+// sendBytes sends a body that is in memory, to a client that may not keep it there for ever.
+func sendBytes(w http.ResponseWriter, body []byte, idle time.Duration) error {
+	_, err := copySteady(w, bytes.NewReader(body), int64(len(body)), idle)
+	return err
+}
 
 // steadyCopy is how much a client must take within an idle time.
 const steadyCopy = 512 << 10
@@ -125,6 +131,3 @@ func copySteady(w http.ResponseWriter, src io.Reader, n int64, idle time.Duratio
 	}
 	return sent, nil
 }
-
-// isTimeout reports whether a deadline of ours ended the transfer.
-func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -16,15 +17,22 @@ import (
 	"pier/fsm"
 )
 
-// maxTags is how many tags one push by digest may set.
-const maxTags = 100
+const (
+	// maxTags is how many tags one push by digest may set.
+	maxTags = 100
+	// manifestMemory bounds what all manifests that are being pushed may take, in bytes.
+	manifestMemory = 256 << 20
+	// quorumEvery is how often a push that waits for copies makes sure that it can still end well.
+	quorumEvery = 2 * time.Second
+)
 
-// findManifest gives the digest that a route means. A tag is read from the current state, or from this node's own with a
-// Warning; a digest from the local state, and from the current one when it isn't there.
+// findManifest gives the manifest that a route means. A tag is read from the current state, or from this node's own with a
+// Warning; a digest from the local state, and from the current one when it isn't there. What this node doesn't have and
+// nobody can be asked about is an ErrUnavailable, never a 404.
 func (a *API) findManifest(w http.ResponseWriter, r *http.Request, rt route) (fsm.ManifestInfo, error) {
 	if rt.tag == "" {
 		info, err := a.state.StatManifest(rt.repo, rt.digest)
-		if errors.Is(err, fsm.ErrManifestUnknown) {
+		if unknown(err) {
 			if err := a.catchUp(r.Context()); err != nil {
 				return info, err
 			}
@@ -32,14 +40,34 @@ func (a *API) findManifest(w http.ResponseWriter, r *http.Request, rt route) (fs
 		}
 		return info, err
 	}
-	if _, err := a.current(w, r); err != nil {
-		return fsm.ManifestInfo{}, err
-	}
-	d, err := a.state.ResolveTag(rt.repo, rt.tag)
+	stale, err := a.current(w, r)
 	if err != nil {
 		return fsm.ManifestInfo{}, err
 	}
-	return a.state.StatManifest(rt.repo, d)
+	info, err := a.statTag(rt.repo, rt.tag)
+	if unknown(err) && stale != nil {
+		w.Header().Del("Warning")
+		return info, stale
+	}
+	return info, err
+}
+
+func unknown(err error) bool {
+	return errors.Is(err, fsm.ErrManifestUnknown) || errors.Is(err, fsm.ErrNameUnknown)
+}
+
+// statTag resolves a tag. Between the two looks the tag may move and its old manifest go, hence the second try.
+func (a *API) statTag(repo fsm.Repo, tag fsm.Tag) (fsm.ManifestInfo, error) {
+	for try := 0; ; try++ {
+		d, err := a.state.ResolveTag(repo, tag)
+		if err != nil {
+			return fsm.ManifestInfo{}, err
+		}
+		info, err := a.state.StatManifest(repo, d)
+		if try > 0 || !unknown(err) {
+			return info, err
+		}
+	}
 }
 
 // getManifest sends a manifest, its bytes as they were pushed, or what HEAD wants to know of it.
@@ -71,19 +99,33 @@ func (a *API) getManifest(w http.ResponseWriter, r *http.Request, rt route) erro
 	}
 	h.Set("Content-Length", strconv.Itoa(len(m.Body)))
 	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(m.Body)
-	return nil
+	return sendBytes(w, m.Body, a.cfg.BodyIdle)
 }
 
 // putManifest stores a manifest once enough nodes hold what it references.
 func (a *API) putManifest(w http.ResponseWriter, r *http.Request, rt route) error {
+	weight := int64(fsm.MaxManifest)
+	if r.ContentLength > weight {
+		return fsm.ErrManifestTooBig
+	}
+	if r.ContentLength >= 0 {
+		weight = r.ContentLength
+	}
+	if err := a.memory.Acquire(r.Context(), weight); err != nil {
+		return err
+	}
+	defer a.memory.Release(weight)
 	cmd, parsed, err := readManifest(r, rt)
 	if err != nil {
+		return err
+	}
+	if cmd.If, err = a.condition(r, rt, cmd); err != nil {
 		return err
 	}
 	if err := a.haveParts(r.Context(), rt.repo, parsed); err != nil {
 		return err
 	}
+	// From here on the push goes on without its client, as its bytes are all there.
 	got, err := a.log.Propose(context.WithoutCancel(r.Context()), cmd)
 	if err != nil {
 		return fmt.Errorf("store the manifest: %w", err)
@@ -92,15 +134,19 @@ func (a *API) putManifest(w http.ResponseWriter, r *http.Request, rt route) erro
 	if !ok {
 		return fmt.Errorf("the state answered a manifest with %T", got)
 	}
+	return createdManifest(w, rt, cmd.Tags, answer)
+}
+
+func createdManifest(w http.ResponseWriter, rt route, tags []fsm.Tag, answer fsm.PutManifestAnswer) error {
 	h := w.Header()
-	h.Set("Location", route{kind: kindManifest, repo: rt.repo, tag: rt.tag, digest: answer.Digest}.path())
+	h.Set("Location", route{kind: kindManifest, repo: rt.repo, digest: answer.Digest}.path())
 	h.Set(headerDigest, answer.Digest.String())
 	h.Set("ETag", etag(answer.Digest))
 	if answer.Subject != "" {
 		h.Set(headerSubject, answer.Subject.String())
 	}
 	if rt.tag == "" {
-		for _, t := range cmd.Tags {
+		for _, t := range tags {
 			h.Add("OCI-Tag", string(t))
 		}
 	}
@@ -112,33 +158,41 @@ func (a *API) putManifest(w http.ResponseWriter, r *http.Request, rt route) erro
 // readManifest makes the command of a request.
 func readManifest(r *http.Request, rt route) (fsm.PutManifest, fsm.Parsed, error) {
 	cmd := fsm.PutManifest{Repo: rt.repo, Digest: rt.digest}
-	body, err := io.ReadAll(io.LimitReader(r.Body, fsm.MaxManifest+1))
-	if err != nil {
-		return cmd, fsm.Parsed{}, err
-	}
-	if r.ContentLength > int64(len(body)) && len(body) <= fsm.MaxManifest {
-		return cmd, fsm.Parsed{}, &bodyError{err: io.ErrUnexpectedEOF}
-	}
-	mediaType := r.Header.Get("Content-Type")
-	if plain, _, err := mime.ParseMediaType(mediaType); err == nil {
-		mediaType = plain
-	}
-	parsed, err := fsm.ParseManifest(mediaType, body)
-	if err != nil {
-		return cmd, parsed, err
-	}
+	var err error
 	if rt.tag != "" {
 		cmd.Tags = []fsm.Tag{rt.tag}
-		cmd.Digest = digest.FromBytes(body)
 	} else if cmd.Tags, err = tagParameters(r.URL.Query()); err != nil {
-		return cmd, parsed, err
+		return cmd, fsm.Parsed{}, err
 	}
-	if got := cmd.Digest.Algorithm().FromBytes(body); got != cmd.Digest {
-		return cmd, parsed, refuse(http.StatusBadRequest, codeDigestInvalid, "the manifest's bytes have the digest %s, not that of the path", got)
+	if cmd.Body, err = readBounded(r); err != nil {
+		return cmd, fsm.Parsed{}, err
 	}
-	cmd.MediaType, cmd.Body = parsed.MediaType, body
-	cmd.If, err = condition(r)
+	if rt.tag != "" {
+		cmd.Digest = digest.FromBytes(cmd.Body)
+	} else if got := cmd.Digest.Algorithm().FromBytes(cmd.Body); got != cmd.Digest {
+		return cmd, fsm.Parsed{}, refuse(http.StatusBadRequest, codeDigestInvalid,
+			"the manifest's bytes have the digest %s, not that of the path", got)
+	}
+	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	parsed, err := fsm.ParseManifest(strings.TrimSpace(mediaType), cmd.Body)
+	cmd.MediaType = parsed.MediaType
 	return cmd, parsed, err
+}
+
+// readBounded reads a body of at most the size of a manifest.
+func readBounded(r *http.Request) ([]byte, error) {
+	if r.ContentLength >= 0 {
+		body := make([]byte, r.ContentLength)
+		if _, err := io.ReadFull(r.Body, body); err != nil && r.ContentLength > 0 {
+			return nil, &bodyError{err: err}
+		}
+		return body, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, fsm.MaxManifest+1))
+	if err == nil && len(body) > fsm.MaxManifest {
+		err = fsm.ErrManifestTooBig
+	}
+	return body, err
 }
 
 func tagParameters(query url.Values) ([]fsm.Tag, error) {
@@ -156,27 +210,33 @@ func tagParameters(query url.Values) ([]fsm.Tag, error) {
 	return out, nil
 }
 
-// condition reads If-Match and If-None-Match of a push.
-func condition(r *http.Request) (fsm.Condition, error) {
-	var c fsm.Condition
-	if r.Header.Get("If-None-Match") == "*" {
-		c.Absent = true
+// condition reads If-Match and If-None-Match of a push, decides them on what the reference is now, and has the state make
+// sure that it still is that when the push is applied.
+func (a *API) condition(r *http.Request, rt route, cmd fsm.PutManifest) (fsm.Condition, error) {
+	match, none := r.Header.Get("If-Match"), r.Header.Get("If-None-Match")
+	if match == "" && none == "" {
+		return fsm.Condition{}, nil
 	}
-	if h := r.Header.Get("If-Match"); h != "" && h != "*" {
-		d, err := fsm.ParseDigest(trimETag(h))
-		if err != nil {
-			return c, err
-		}
-		c.Digest = d
+	if err := a.catchUp(r.Context()); err != nil {
+		return fsm.Condition{}, err
 	}
-	return c, nil
-}
-
-func trimETag(s string) string {
-	if len(s) > 1 && s[0] == '"' && s[len(s)-1] == '"' {
-		return s[1 : len(s)-1]
+	var now digest.Digest
+	var err error
+	if rt.tag != "" {
+		now, err = a.state.ResolveTag(rt.repo, rt.tag)
+	} else if _, err = a.state.StatManifest(rt.repo, cmd.Digest); err == nil {
+		now = cmd.Digest
 	}
-	return s
+	if err != nil && !unknown(err) {
+		return fsm.Condition{}, err
+	}
+	if match != "" && (now == "" || !matches(match, now)) || none != "" && now != "" && matches(none, now) {
+		return fsm.Condition{}, fsm.ErrConditionFailed
+	}
+	if rt.tag == "" {
+		return fsm.Condition{}, nil // content under a digest doesn't change
+	}
+	return fsm.Condition{Absent: now == "", Digest: now}, nil
 }
 
 // haveParts refuses early what the state would refuse, and waits until what the manifest references has its copies.
@@ -205,9 +265,38 @@ func (a *API) haveParts(ctx context.Context, repo fsm.Repo, p fsm.Parsed) error 
 		if err != nil {
 			return err
 		}
+		if d.Size != b.Size {
+			return refuse(http.StatusBadRequest, codeSizeInvalid, "the manifest says that %s has %d bytes, but it has %d", d.Digest, d.Size, b.Size)
+		}
 		blobs = append(blobs, syncBlob(b))
 	}
-	return a.blobs.Ensure(ctx, blobs)
+	return a.ensure(ctx, blobs)
+}
+
+// ensure waits for the copies. Without a quorum the push can't end well however many copies there are, and the client
+// should hear that soon.
+func (a *API) ensure(ctx context.Context, blobs []blobsync.Blob) error {
+	if len(blobs) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- a.blobs.Ensure(ctx, blobs) }()
+	tick := time.NewTicker(quorumEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-tick.C:
+			if err := a.catchUp(ctx); err != nil {
+				cancel()
+				<-done
+				return err
+			}
+		}
+	}
 }
 
 // deleteManifest removes a tag, or a manifest with all its tags.

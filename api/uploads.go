@@ -190,7 +190,10 @@ func (a *API) patchUpload(w http.ResponseWriter, r *http.Request, rt route) erro
 	if err != nil {
 		return err
 	}
-	if err := a.appendChunk(w, r, rt, up, c); err != nil {
+	var order *blobsync.OffsetError
+	if err := appendChunk(r, up, c); errors.As(err, &order) {
+		return a.outOfOrder(w, rt, up, c)
+	} else if err != nil {
 		return err
 	}
 	a.describeUpload(w, rt.repo, up)
@@ -212,14 +215,23 @@ func (a *API) putUpload(w http.ResponseWriter, r *http.Request, rt route) error 
 	if err != nil {
 		return err
 	}
+	var order *blobsync.OffsetError
 	if r.ContentLength != 0 {
-		if err := a.appendChunk(w, r, rt, up, c); err != nil {
+		err = appendChunk(r, up, c)
+		if err != nil && !errors.As(err, &order) {
 			return err
 		}
 	}
+	// A chunk that doesn't fit may be one that came already: then what is there has the digest.
 	size, err := up.Commit(r.Context(), d)
+	if order != nil && errors.Is(err, blobsync.ErrDigestMismatch) {
+		return a.outOfOrder(w, rt, up, c)
+	}
 	if err != nil {
 		return fmt.Errorf("commit %s: %w", d, err)
+	}
+	if order != nil {
+		_, _ = io.Copy(io.Discard, r.Body)
 	}
 	if err := a.linkBlob(r.Context(), rt.repo, d, size); err != nil {
 		return err
@@ -275,30 +287,30 @@ func parseChunk(r *http.Request) (chunk, error) {
 	return c, nil
 }
 
-// appendChunk writes the body to the session. Out of order it answers with the range and the place that the client has to
-// go on from.
-func (a *API) appendChunk(w http.ResponseWriter, r *http.Request, rt route, up *blobsync.Upload, c chunk) error {
+// appendChunk writes the body to the session, which answers a chunk out of order with an OffsetError.
+func appendChunk(r *http.Request, up *blobsync.Upload, c chunk) error {
 	body := io.Reader(r.Body)
 	if c.length >= 0 {
 		body = io.LimitReader(body, c.length)
 	}
 	n, err := up.Append(r.Context(), c.at, body)
-	var offset *blobsync.OffsetError
-	if errors.As(err, &offset) {
-		a.describeUpload(w, rt.repo, up)
-		return refuse(http.StatusRequestedRangeNotSatisfiable, codeUploadInvalid,
-			"the chunk starts at %d, but the upload goes on at %d", c.at, offset.Size)
-	}
 	if err != nil {
 		return fmt.Errorf("append to an upload: %w", err)
 	}
-	if c.length >= 0 && n != c.length {
+	if c.length < 0 {
+		return nil
+	}
+	if n != c.length {
 		return refuse(http.StatusBadRequest, codeSizeInvalid, "Content-Range names %d bytes, the body had %d", c.length, n)
 	}
-	if c.length >= 0 {
-		return noMore(r.Body)
-	}
-	return nil
+	return noMore(r.Body)
+}
+
+// outOfOrder tells a client where the upload really goes on.
+func (a *API) outOfOrder(w http.ResponseWriter, rt route, up *blobsync.Upload, c chunk) error {
+	a.describeUpload(w, rt.repo, up)
+	return refuse(http.StatusRequestedRangeNotSatisfiable, codeUploadInvalid,
+		"the chunk starts at %d, but the upload has %d bytes and goes on behind them", c.at, up.Size())
 }
 
 // noMore wants the body to be at its end.
