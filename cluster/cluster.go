@@ -130,6 +130,9 @@ func (c *Cluster) Close() {
 	if c.gossip != nil {
 		c.gossip.kill()
 	}
+	if c.transport != nil {
+		c.transport.letGo()
+	}
 	if c.raft != nil {
 		_ = c.raft.Shutdown().Error()
 	}
@@ -180,6 +183,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	if c.killed.Load() {
 		c.port.Close()
 	}
+	c.transport.letGo()
 	err := c.raft.Shutdown().Error()
 	stop()
 	if groupErr := group.Wait(); groupErr != nil && !errors.Is(groupErr, context.Canceled) {

@@ -48,14 +48,17 @@ func (c *Cluster) raftConfig() *raft.Config {
 }
 
 func (c *Cluster) openRaft() error {
+	opened := make(chan struct{}) // Raft's goroutines begin before its pointer is in place
+	defer close(opened)
 	cfg := c.raftConfig()
 	inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: addressBook{c}, Stream: &raftStream{Listener: c.port.Listener(port.ProtoRaft), port: c.port},
+		ServerAddressProvider: addressBook{c, opened}, Stream: &raftStream{Listener: c.port.Listener(port.ProtoRaft), port: c.port},
 		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: max(minRPCTimeout, 3*c.cfg.RaftTimeout), Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
 	})
 	c.transport = newGatedTransport(inner)
 	c.transport.pause = min(c.cfg.RaftTimeout/4, 250*time.Millisecond)
 	c.transport.again = func(id NodeID, term uint64) bool {
+		<-opened
 		_, member := c.server(id)
 		return member && c.leading() && c.raft.CurrentTerm() == term
 	}
@@ -85,9 +88,13 @@ func (c *Cluster) openRaft() error {
 }
 
 // addressBook finds where a member is now. It puts the ID into the address, so that the connection can insist on it.
-type addressBook struct{ c *Cluster }
+type addressBook struct {
+	c      *Cluster
+	opened <-chan struct{}
+}
 
 func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	<-b.opened
 	address, err := b.c.addressOf(NodeID(id))
 	return raft.ServerAddress(string(id) + addressMark + address), err
 }
