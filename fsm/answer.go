@@ -13,7 +13,7 @@ import (
 // refusal is a typed error on its way to the proposer.
 type refusal struct {
 	_msgpack struct{} `msgpack:",as_array"`
-	Code     int // index in refusals, or one of the codes below
+	Code     int      // index in refusals, or one of the codes below
 	Text     string
 	Digests  []digest.Digest
 	Known    uint64

@@ -39,10 +39,10 @@ type Parsed struct {
 	MediaType string
 	// Blobs and Manifests must be in the repository; layers that come from elsewhere are left out.
 	Blobs, Manifests []Descriptor
-	Subject      digest.Digest
-	ArtifactType string
-	Annotations  map[string]string
-	Size         int64
+	Subject          digest.Digest
+	ArtifactType     string
+	Annotations      map[string]string
+	Size             int64
 }
 
 // manifestFields are the parts of any of the four types; those of other types stay empty.

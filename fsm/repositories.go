@@ -2,7 +2,6 @@ package fsm
 
 import (
 	"bytes"
-	"strings"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -74,5 +73,3 @@ func (s *State) Counts() (Counts, error) {
 }
 
 func repoExists(tx *bolt.Tx, r Repo) bool { return tx.Bucket(bucketRepos).Get([]byte(r)) != nil }
-
-func lastPart(k string) string { return k[strings.LastIndexByte(k, 0)+1:] }

@@ -186,8 +186,6 @@ func (c *change) clock(stamp time.Time) {
 	}
 }
 
-func (c *change) time() time.Time { return time.UnixMilli(int64(c.now)).UTC() }
-
 func (c *change) configuration(index uint64, data []byte) error {
 	return c.tx.Bucket(bucketMeta).Put(keyConfiguration, append(binary.BigEndian.AppendUint64(nil, index), data...))
 }

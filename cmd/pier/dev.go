@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"pier/cluster/port"
 	"pier/cmd/pier/node"
 )
 
@@ -116,12 +114,7 @@ func (o *devOptions) build(cmd *cobra.Command, dir string) ([]*node.Node, error)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	secret := filepath.Join(dir, "cluster.secret")
-	if _, err := os.Stat(secret); errors.Is(err, os.ErrNotExist) {
-		if err := port.SaveSecrets(secret, port.Secrets{port.NewSecret()}); err != nil {
-			return nil, fmt.Errorf("make the cluster's secret: %w", err)
-		}
-	}
+	secret := filepath.Join(dir, "cluster.secret") // the first node makes it
 	logger := slog.New(slog.DiscardHandler)
 	if o.verbose {
 		logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
