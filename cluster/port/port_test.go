@@ -1,0 +1,202 @@
+package port
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// log collects what a port says.
+type log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func start(t *testing.T, id NodeID, secrets Secrets, admit func(string, NodeID) error) (*Port, *log) {
+	t.Helper()
+	out := &log{}
+	p, err := New(Config{ID: id, Listen: "127.0.0.1:0", Secrets: secrets, Network: System(), Logger: slog.New(slog.NewTextHandler(out, nil)), Admit: admit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return p, out
+}
+
+func TestMembersReachEachOtherByProtocol(t *testing.T) {
+	secrets := Secrets{NewSecret()}
+	a, _ := start(t, "a", secrets, nil)
+	b, _ := start(t, "b", secrets, nil)
+	for _, proto := range []string{ProtoRaft, ProtoPeer, ProtoGossip} {
+		c, err := a.Dial(t.Context(), proto, "b", b.Addr())
+		if err != nil {
+			t.Fatal(proto, err)
+		}
+		if _, err := c.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		in, err := b.Listener(proto).Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id, ok := PeerID(in); !ok || id != "a" {
+			t.Errorf("%s: the peer is %q", proto, id)
+		}
+		buf := make([]byte, 5)
+		if _, err := io.ReadFull(in, buf); err != nil || string(buf) != "hello" {
+			t.Errorf("%s: %q %v", proto, buf, err)
+		}
+		b.Drop("a")
+		if _, err := c.Read(buf); err == nil {
+			t.Error("a dropped connection lives")
+		}
+	}
+	if _, err := a.Dial(t.Context(), ProtoPeer, "c", b.Addr()); !errors.Is(err, ErrOtherNode) {
+		t.Errorf("b answered for c: %v", err)
+	}
+}
+
+func TestStrangersAreRefusedAndLoggedOnce(t *testing.T) {
+	p, out := start(t, "a", Secrets{NewSecret()}, nil)
+	other, _ := start(t, "x", Secrets{NewSecret()}, nil)
+	for range 3 {
+		if c, err := other.Dial(t.Context(), ProtoPeer, "a", p.Addr()); err == nil {
+			t.Error("a wrong secret got in")
+			_ = c.Close()
+		}
+		raw, err := net.Dial("tcp", p.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{ProtoPeer}})
+		if err := c.Handshake(); err == nil {
+			if _, err = c.Read(make([]byte, 1)); err == nil {
+				t.Error("a stranger without a certificate got in")
+			}
+		}
+		_ = c.Close()
+	}
+	if n := strings.Count(out.String(), "refused a connection"); n > 1 {
+		t.Errorf("logged %d times", n)
+	}
+}
+
+func TestJoinIsPinned(t *testing.T) {
+	secrets := Secrets{NewSecret(), NewSecret()}
+	p, _ := start(t, "a", secrets, nil)
+	c, err := DialJoin(t.Context(), System(), p.Addr(), secrets.Fingerprint())
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := p.Listener(ProtoJoin).Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := PeerID(in); ok {
+		t.Error("a guest has an ID")
+	}
+	_ = c.Close()
+	if _, err := DialJoin(t.Context(), System(), p.Addr(), Secrets{NewSecret()}.Fingerprint()); err == nil {
+		t.Error("another cluster was taken for ours")
+	}
+}
+
+func TestSecretRotates(t *testing.T) {
+	before, after := NewSecret(), NewSecret()
+	a, _ := start(t, "a", Secrets{before, after}, nil)
+	b, _ := start(t, "b", Secrets{after, before}, nil)
+	for _, pair := range [][2]*Port{{a, b}, {b, a}} {
+		if _, err := pair[0].Dial(t.Context(), ProtoPeer, "", pair[1].Addr()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAdmitDecides(t *testing.T) {
+	secrets := Secrets{NewSecret()}
+	a, _ := start(t, "a", secrets, nil)
+	b, _ := start(t, "b", secrets, func(proto string, id NodeID) error {
+		if proto == ProtoRaft {
+			return errors.New("not in the configuration")
+		}
+		return nil
+	})
+	c, err := a.Dial(t.Context(), ProtoRaft, "b", b.Addr())
+	if err == nil {
+		if _, err = c.Read(make([]byte, 1)); err == nil {
+			t.Error("it was admitted")
+		}
+	}
+	if _, err := a.Dial(t.Context(), ProtoPeer, "b", b.Addr()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A connection that says nothing must not keep others waiting.
+func TestSilentHandshakeBlocksNobody(t *testing.T) {
+	secrets := Secrets{NewSecret()}
+	a, _ := start(t, "a", secrets, nil)
+	b, _ := start(t, "b", secrets, nil)
+	for range 5 {
+		c, err := net.Dial("tcp", b.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+	}
+	if _, err := a.Dial(t.Context(), ProtoPeer, "b", b.Addr()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSecretsFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	secrets := Secrets{NewSecret(), NewSecret()}
+	if err := SaveSecrets(path, secrets); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	got, err := LoadSecrets(path)
+	if err != nil || len(got) != 2 || !bytes.Equal(got[1], secrets[1]) {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range []string{"", "# nothing\n", "not base64!\n", "c2hvcnQ=\n"} {
+		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadSecrets(path); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
