@@ -205,6 +205,10 @@ func (n *Node) liveOnce(ctx context.Context, inst *instance) (*joinOrder, error)
 	if cause != nil {
 		return nil, cause
 	}
+	if errors.Is(err, cluster.ErrLeft) {
+		n.logger.Info("this node has left its cluster; its data directory can go")
+		return nil, nil
+	}
 	if err != nil && !errors.Is(err, context.Canceled) && order == nil {
 		return nil, err
 	}
