@@ -100,8 +100,9 @@ type act struct {
 	id   NodeID
 }
 
-// decide picks the next chore, a pure function of what is seen. A voter is never merely dropped: it retires only when a
-// live voter stands at the address that was its own, which shows that its disk was replaced.
+// decide picks the next chore, a pure function of what is seen. The number of voters never shrinks by itself: a dead voter
+// goes only when another stands in for it, which is a node that came with an empty disk to its very address and votes by
+// now, or any newcomer that was promoted over the limit for it. One that is merely dead stays, and counts.
 func decide(nodes []view, maxVoters int, voterDelay, repairDelay time.Duration) (act, bool) {
 	voters, dead := 0, 0
 	for _, n := range nodes {
@@ -119,8 +120,10 @@ func decide(nodes []view, maxVoters int, voterDelay, repairDelay time.Duration) 
 		}
 	}
 	for _, n := range nodes {
-		replaced := strings.HasPrefix(n.address, replacedPrefix)
-		if n.voter && !n.self && n.goneFor > voterDelay && (replaced || voters > maxVoters) && (voters-1)/2+1 <= voters-dead {
+		if n.self || n.goneFor <= voterDelay {
+			continue
+		}
+		if n.voter && voters > maxVoters || standsIn(nodes, n) {
 			return act{"retire", n.id}, true
 		}
 	}
@@ -133,6 +136,44 @@ func decide(nodes []view, maxVoters int, voterDelay, repairDelay time.Duration) 
 		}
 	}
 	return act{}, false
+}
+
+// standsIn tells whether the node at the end of n's line of successors is well, and votes if n did. The line must not be
+// broken before its end: whoever is a successor itself goes after its predecessor.
+func standsIn(nodes []view, n view) bool {
+	for _, other := range nodes {
+		if heir, ok := successor(other.address); ok && heir == n.id {
+			return false
+		}
+	}
+	end := n
+	for range nodes {
+		heir, ok := successor(end.address)
+		if !ok {
+			break
+		}
+		i := slices.IndexFunc(nodes, func(v view) bool { return v.id == heir })
+		if i < 0 {
+			return false
+		}
+		end = nodes[i]
+	}
+	return end.id != n.id && end.well && (end.voter || !n.voter)
+}
+
+// The address of a member whose own was taken by a newcomer names the newcomer.
+const (
+	replacedPrefix = "replaced-by-"
+	replacedSuffix = ":0"
+)
+
+func replacedBy(id NodeID) raft.ServerAddress {
+	return raft.ServerAddress(replacedPrefix + string(id) + replacedSuffix)
+}
+
+func successor(address string) (NodeID, bool) {
+	id, ok := strings.CutPrefix(address, replacedPrefix)
+	return NodeID(strings.TrimSuffix(id, replacedSuffix)), ok
 }
 
 // tend looks at the members and does one chore.
@@ -220,9 +261,6 @@ func (c *Cluster) drop(ctx context.Context, id NodeID) error {
 	})
 }
 
-// replacedPrefix marks the address of a member whose place a new node has taken.
-const replacedPrefix = "replaced-"
-
 // takeIn makes a node a member, or moves one to its new address. On a follower it asks the leader.
 func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 	if !c.leading() {
@@ -236,19 +274,20 @@ func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 	if member && string(known.Address) == n.Address {
 		return nil
 	}
-	// The newcomer must really be there: only then may it take an address that another member had.
-	conn, err := c.port.Dial(ctx, port.ProtoPeer, n.ID, n.Address)
-	if err != nil && member {
-		return fmt.Errorf("the node isn't at %s: %w", n.Address, err)
+	there := c.answersAt(ctx, n)
+	if member && !there {
+		return fmt.Errorf("the node isn't at %s", n.Address)
 	}
-	if err == nil {
-		_ = conn.Close()
-	}
+	// A lost disk comes back as a new node at the address of its dead former self, and Raft allows an address once. Who
+	// answers at it owns it; a newcomer with an invite doesn't listen yet, so then the former owner must at least be silent.
 	for _, s := range c.servers() {
 		if string(s.Address) != n.Address || NodeID(s.ID) == n.ID {
 			continue
 		}
-		if err := c.readdress(ctx, s, raft.ServerAddress(replacedPrefix+string(s.ID)+":0")); err != nil {
+		if _, err := c.report(ctx, NodeID(s.ID)); !there && err == nil {
+			return fmt.Errorf("another member is at %s: %s", n.Address, s.ID)
+		}
+		if err := c.readdress(ctx, s, replacedBy(n.ID)); err != nil {
 			return err
 		}
 	}
@@ -258,6 +297,17 @@ func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 	}
 	c.cfg.Logger.Info("taking a node in", "peer", n.ID, "name", n.Name, "address", n.Address, "moved", member)
 	return c.readdress(ctx, at, raft.ServerAddress(n.Address))
+}
+
+func (c *Cluster) answersAt(ctx context.Context, n newcomer) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	conn, err := c.port.Dial(ctx, port.ProtoPeer, n.ID, n.Address)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
 }
 
 func (c *Cluster) readdress(ctx context.Context, s raft.Server, address raft.ServerAddress) error {

@@ -104,6 +104,10 @@ func (c *Cluster) servePropose(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, errNotLeader.Error(), http.StatusMisdirectedRequest)
 		return
 	}
+	if _, member := c.server(PeerOf(r.Context())); !member {
+		http.Error(w, ErrNotMember.Error(), http.StatusGone)
+		return
+	}
 	answer, index, err := c.applyHere(r.Context(), cmd)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,7 +97,10 @@ type addressBook struct {
 func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 	<-b.opened
 	address, err := b.c.addressOf(NodeID(id))
-	return raft.ServerAddress(string(id) + addressMark + address), err
+	if err != nil {
+		return "", err
+	}
+	return raft.ServerAddress(string(id) + addressMark + address), nil
 }
 
 // addressOf prefers what a live node says of itself to what the configuration knows: it may have moved.
@@ -104,7 +108,7 @@ func (c *Cluster) addressOf(id NodeID) (string, error) {
 	if h, ok := c.gossip.hint(id); ok && h.State == stateAlive && h.Cluster != "" {
 		return h.Cluster, nil
 	}
-	if s, ok := c.server(id); ok {
+	if s, ok := c.server(id); ok && !strings.HasPrefix(string(s.Address), replacedPrefix) {
 		return string(s.Address), nil
 	}
 	return "", fmt.Errorf("%w: %s", ErrNodeUnknown, id)

@@ -219,6 +219,10 @@ func (c *Cluster) quorum(ctx context.Context, ids []NodeID, need int, ask func(c
 }
 
 func (c *Cluster) serveIndex(w http.ResponseWriter, r *http.Request) {
+	if _, member := c.server(PeerOf(r.Context())); !member && c.leading() {
+		http.Error(w, ErrNotMember.Error(), http.StatusGone)
+		return
+	}
 	index, err := c.confirms.join(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -29,9 +30,11 @@ func (s *raftStream) Accept() (net.Conn, error) {
 func (s *raftStream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
+	// Raft falls back to the bare address of its configuration when the book has none. Without an ID whoever answers there
+	// would be taken for the member that is meant, and its answers would count for another's.
 	id, at, found := strings.Cut(string(address), addressMark)
-	if !found {
-		id, at = "", string(address)
+	if !found || id == "" {
+		return nil, fmt.Errorf("%w: no place is known of the server at %s", ErrUnavailable, address)
 	}
 	conn, err := s.port.Dial(ctx, port.ProtoRaft, NodeID(id), at)
 	if err != nil {
