@@ -96,12 +96,13 @@ func (a *API) observe(next http.Handler) http.Handler {
 		a.metrics.started()
 		defer func() {
 			v := recover()
+			broken := v == http.ErrAbortHandler || v != nil && x.status != 0
 			if v != nil && v != http.ErrAbortHandler {
 				a.recovered(x, r, v)
 			}
 			a.finished(x, r, time.Since(started))
-			if v != nil && (v == http.ErrAbortHandler || x.sent > 0) {
-				panic(http.ErrAbortHandler)
+			if broken {
+				panic(http.ErrAbortHandler) // only a broken connection tells the client now
 			}
 		}()
 		next.ServeHTTP(x, r)
@@ -155,7 +156,7 @@ func (a *API) limit(next http.Handler) http.Handler {
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
 	p := explain(err)
-	if r.Context().Err() != nil {
+	if p.status >= 500 && r.Context().Err() != nil {
 		p = refuse(statusClientGone, codeUnknown, "the client went away")
 	}
 	if p.status >= 500 {

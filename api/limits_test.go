@@ -1,0 +1,270 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"pier/fsm"
+)
+
+func TestGate(t *testing.T) {
+	g := newGate(1, 1, time.Minute)
+	if err := g.enter(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	waiting := make(chan error)
+	go func() { waiting <- g.enter(ctx) }()
+	eventually(t, func() error {
+		if g.queued.Load() != 1 {
+			return errors.New("nobody waits")
+		}
+		return nil
+	})
+	if p := explain(g.enter(t.Context())); p.status != 429 || p.retry == 0 {
+		t.Errorf("beyond the queue: %v", p)
+	}
+	cancel()
+	if err := <-waiting; !errors.Is(err, context.Canceled) {
+		t.Errorf("a waiter that went away got %v", err)
+	}
+	go func() { waiting <- g.enter(t.Context()) }()
+	g.leave()
+	if err := <-waiting; err != nil {
+		t.Errorf("the next in the queue got %v", err)
+	}
+	short := newGate(1, 1, time.Millisecond)
+	_ = short.enter(t.Context())
+	if p := explain(short.enter(t.Context())); p.status != 429 {
+		t.Errorf("after the wait: %v", p)
+	}
+}
+
+// A flood waits its turn; what is beyond the queue is told when to come back. Health answers in any case.
+func TestInFlightLimit(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) { c.MaxInFlight, c.MaxQueue = 1, 1 })
+	gate := f.nodes[0].api.gate
+	f.must(nil, gate.enter(t.Context()))
+	var work sync.WaitGroup
+	work.Go(func() { f.want(f.do("GET", "/v2/", nil), 200, "") })
+	eventually(t, func() error {
+		if gate.queued.Load() != 1 {
+			return errors.New("the request does not wait")
+		}
+		return nil
+	})
+	got := f.want(f.do("GET", "/v2/", nil), 429, codeTooManyRequests)
+	f.wantHeader(got, "Retry-After: 5")
+	f.want(f.do("GET", "/healthz", nil), 200, "")
+	gate.leave()
+	work.Wait()
+}
+
+// A body of a few bytes now and then ends; what came is kept, and the upload goes on.
+func TestDrippingBody(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) { c.BodyIdle = 100 * time.Millisecond })
+	loc := f.begin(f.nodes[0], "a", "")
+	conn := f.dial(f.nodes[0], "PATCH "+loc+" HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+	var work sync.WaitGroup
+	defer work.Wait()
+	stop := make(chan struct{})
+	defer close(stop)
+	work.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			if _, err := conn.Write([]byte("x")); err != nil {
+				return
+			}
+		}
+	})
+	if got := readAll(t, conn); !strings.HasPrefix(got, "HTTP/1.1 408 ") || !strings.Contains(got, codeUploadInvalid) {
+		t.Errorf("answer: %s", got)
+	}
+	f.want(f.do("PATCH", loc, []byte("more")), 202, "")
+}
+
+// A body that keeps moving has no limit in all.
+func TestSlowButLivingBody(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) { c.BodyIdle = 200 * time.Millisecond })
+	loc := f.begin(f.nodes[0], "a", "")
+	r, w := io.Pipe()
+	var work sync.WaitGroup
+	work.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for range 30 {
+			<-tick.C
+			_, _ = w.Write(make([]byte, minProgress))
+		}
+		_ = w.Close()
+	})
+	f.wantHeader(f.want(f.do("PATCH", loc, io.Reader(r)), 202, ""), fmt.Sprintf("Range: 0-%d", 30*minProgress-1))
+	work.Wait()
+}
+
+// A client that takes nothing is ended, and the blob's file with it.
+func TestStuckReader(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) { c.BodyIdle = 100 * time.Millisecond })
+	d := f.pushBlob(f.nodes[0], "a", randomBytes(64<<20))
+	conn := f.dial(f.nodes[0], "GET /v2/a/blobs/"+d.String()+" HTTP/1.1\r\nHost: x\r\n\r\n")
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	f.nodes[0].checkClosed(t)
+	if n, _ := io.Copy(io.Discard, conn); n >= 64<<20 {
+		t.Error("a stuck client got everything")
+	}
+}
+
+func TestHeaderLimits(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	conn := f.dial(f.nodes[0], "")
+	// The server may answer and close before all of it is sent.
+	_, _ = io.WriteString(conn, "GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Large: "+strings.Repeat("x", 1<<20)+"\r\n\r\n")
+	if got := readAll(t, conn); !strings.HasPrefix(got, "HTTP/1.1 431 ") {
+		t.Errorf("a header of 1 MB: %.200s", got)
+	}
+	s := NewServer(http.NotFoundHandler(), slog.New(slog.DiscardHandler))
+	if s.ReadHeaderTimeout == 0 || s.IdleTimeout == 0 || s.ReadTimeout != 0 || s.WriteTimeout != 0 {
+		t.Errorf("timeouts: header %v, idle %v, read %v, write %v", s.ReadHeaderTimeout, s.IdleTimeout, s.ReadTimeout, s.WriteTimeout)
+	}
+}
+
+// A body shorter than its Content-Length is the client's fault, and what came counts.
+func TestShortBody(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	loc := f.begin(f.nodes[0], "a", "")
+	for _, request := range []string{"PATCH " + loc, "PUT " + loc + "?digest=" + someDigest, "POST /v2/a/blobs/uploads/?digest=" + someDigest, "PUT /v2/a/manifests/t"} {
+		conn := f.dial(f.nodes[0], request+" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nshort")
+		f.must(nil, conn.(*net.TCPConn).CloseWrite())
+		if got := readAll(t, conn); !strings.HasPrefix(got, "HTTP/1.1 400 ") || !strings.Contains(got, codeSizeInvalid) {
+			t.Errorf("%s: %s", request, got)
+		}
+	}
+	f.wantHeader(f.do("GET", loc, nil), "Range: 0-9")
+}
+
+// Clients hang up after every byte that matters. Nothing may be left: no goroutine and no open file (the fixture looks), no
+// file but the session's own, and no 500.
+func TestHangUps(t *testing.T) {
+	var log bytes.Buffer
+	var mu sync.Mutex
+	f := newFixture(t, 2, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(lockedWriter{&mu, &log}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	})
+	n := f.nodes[0]
+	config := []byte("{}")
+	f.pushBlob(n, "a", config)
+	m := string(image("", config))
+	content := strings.Repeat("c", 4000)
+	d := digest.FromString(content)
+	stored := f.pushBlob(n, "a", randomBytes(1<<20))
+	local, remote := f.begin(n, "a", ""), f.begin(f.nodes[1], "a", "")
+	for name, request := range map[string]string{
+		"whole":     "POST /v2/a/blobs/uploads/?digest=" + d.String() + " HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n" + content,
+		"patch":     "PATCH " + local + " HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n" + content,
+		"chunked":   "PATCH " + local + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfa0\r\n" + content + "\r\n0\r\n\r\n",
+		"relayed":   "PATCH " + remote + " HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n" + content,
+		"final":     "PUT " + remote + "?digest=" + d.String() + " HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n" + content,
+		"manifest":  fmt.Sprintf("PUT /v2/a/manifests/t HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", fsm.TypeOCIManifest, len(m), m),
+		"blob":      "GET /v2/a/blobs/" + stored.String() + " HTTP/1.1\r\nHost: x\r\n\r\n",
+		"elsewhere": "GET /v2/a/blobs/" + stored.String() + " HTTP/1.1\r\nHost: x\r\nRange: bytes=100-\r\n\r\n",
+	} {
+		head := strings.Index(request, "\r\n\r\n") + 4
+		for _, at := range []int{1, head / 2, head - 1, head, head + 1, head + (len(request)-head)/2, len(request) - 1, len(request)} {
+			if at > len(request) {
+				continue
+			}
+			for _, abrupt := range []bool{false, true} {
+				conn := f.dial(n, request[:at])
+				if abrupt {
+					f.must(nil, conn.(*net.TCPConn).SetLinger(0))
+				}
+				f.must(nil, conn.Close())
+			}
+		}
+		// The node still answers after each.
+		if got := f.do("GET", "/v2/", nil); got.StatusCode != 200 {
+			t.Errorf("after %s: %s", name, got.Status)
+		}
+	}
+	eventually(t, func() error {
+		var data []string // beside them there are records of what was finished
+		for _, name := range n.uploads(t) {
+			if !strings.HasSuffix(name, ".json") {
+				data = append(data, name)
+			}
+		}
+		if len(data) != 1 || !strings.HasSuffix(local, data[0]) {
+			return fmt.Errorf("uploads left: %v, want that of %s", data, local)
+		}
+		return nil
+	})
+	got := f.do("GET", "/metrics", nil)
+	if bytes.Contains(got.body, []byte(`status="500"`)) {
+		t.Error("a hang-up was answered with 500")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if strings.Contains(log.String(), "panicked") {
+		t.Error(log.String())
+	}
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+func TestSteadyBodyStopsTheClockAtTheEnd(t *testing.T) {
+	w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+	r := httptest.NewRequest("PUT", "/", strings.NewReader(strings.Repeat("x", 3*minProgress)))
+	b := steady(w, r, time.Minute)
+	if _, err := io.ReadFull(r.Body, make([]byte, minProgress)); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.set) != 2 {
+		t.Errorf("the deadline was set %d times after progress, want 2", len(w.set))
+	}
+	if _, err := io.Copy(io.Discard, r.Body); err != nil || b.count.Load() != 3*minProgress {
+		t.Fatalf("read %d: %v", b.count.Load(), err)
+	}
+	if !w.set[len(w.set)-1].IsZero() {
+		t.Error("a deadline is left after the end of the body")
+	}
+}
+
+type deadlines struct {
+	*httptest.ResponseRecorder
+	set []time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.set = append(d.set, t)
+	return nil
+}
