@@ -77,7 +77,7 @@ func (s *Sync) board(b Blob) (*flight, error) {
 		return f, nil
 	}
 	if s.running == nil || s.running.Err() != nil {
-		return nil, errors.New("this node is stopping")
+		return nil, fmt.Errorf("%w: this node is starting or stopping", ErrNoHolder)
 	}
 	p, err := s.store.NewPartial(b.Digest, b.Size)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,9 +37,9 @@ type gridNode struct {
 	store  *store.Store
 	server *httptest.Server
 	sent   *rate.Limiter
-	down   bool
-	rotten bool  // what it sends is wrong
-	breaks int64 // its answers end after as many bytes, when above zero
+	down   atomic.Bool
+	rotten atomic.Bool  // what it sends is wrong
+	breaks atomic.Int64 // its answers end after as many bytes, when above zero
 }
 
 func newGrid(t testing.TB, n int, cfg Config, bps int) *grid {
@@ -48,12 +49,15 @@ func newGrid(t testing.TB, n int, cfg Config, bps int) *grid {
 		g.nodes = append(g.nodes, &gridNode{id: NodeID(fmt.Sprintf("n%d", i+1)), grid: g})
 	}
 	for _, x := range g.nodes {
-		x.start(cfg)
+		x.build(cfg)
+	}
+	for _, x := range g.nodes {
+		x.run()
 	}
 	return g
 }
 
-func (x *gridNode) start(cfg Config) {
+func (x *gridNode) build(cfg Config) {
 	t := x.grid.t
 	var err error
 	if x.store, err = store.Open(store.Config{Dir: t.TempDir(), ReserveBytes: 1}); err != nil {
@@ -68,9 +72,14 @@ func (x *gridNode) start(cfg Config) {
 	x.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x.Handler().ServeHTTP(&wire{ResponseWriter: w, node: x, blob: r.Method == http.MethodGet}, r)
 	}))
+}
+
+func (x *gridNode) run() {
+	t := x.grid.t
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- x.Run(ctx) }()
+	<-x.began
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -94,10 +103,10 @@ func (w *wire) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (w *wire) Write(p []byte) (int, error) {
 	x := w.node
 	if w.blob {
-		if x.rotten {
+		if x.rotten.Load() {
 			p = bytes.Repeat([]byte{'!'}, len(p))
 		}
-		if x.breaks > 0 && w.n+int64(len(p)) > x.breaks {
+		if n := x.breaks.Load(); n > 0 && w.n+int64(len(p)) > n {
 			panic(http.ErrAbortHandler)
 		}
 		for rest := len(p); x.sent != nil && rest > 0; rest -= 1 << 20 {
@@ -108,12 +117,24 @@ func (w *wire) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
+func (g *grid) members() []*gridNode {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.nodes)
+}
+
+func (g *grid) join(x *gridNode) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.nodes = append(g.nodes, x)
+}
+
 func (x *gridNode) Self() NodeID { return x.id }
 
 func (x *gridNode) Nodes() []Node {
 	var out []Node
-	for _, y := range x.grid.nodes {
-		out = append(out, Node{ID: y.id, Up: !y.down})
+	for _, y := range x.grid.members() {
+		out = append(out, Node{ID: y.id, Up: !y.down.Load()})
 	}
 	return out
 }
@@ -121,9 +142,9 @@ func (x *gridNode) Nodes() []Node {
 func (x *gridNode) Transport() http.RoundTripper { return x }
 
 func (x *gridNode) RoundTrip(r *http.Request) (*http.Response, error) {
-	for _, y := range x.grid.nodes {
+	for _, y := range x.grid.members() {
 		if string(y.id) == r.URL.Host {
-			if y.down {
+			if y.down.Load() {
 				return nil, errors.New("no route")
 			}
 			out := r.Clone(r.Context())

@@ -106,6 +106,7 @@ type Sync struct {
 	flights map[digest.Digest]*flight
 	pending map[digest.Digest]*pending
 	poke    chan struct{}
+	began   chan struct{} // closed when Run has begun
 }
 
 // pending is a blob that this node should have and hasn't.
@@ -137,7 +138,7 @@ func New(cfg Config, st *store.Store, index Index, peers Peers) (*Sync, error) {
 	}
 	s := &Sync{
 		cfg: cfg, store: st, index: index, peers: peers, flights: make(map[digest.Digest]*flight),
-		pending: make(map[digest.Digest]*pending), poke: make(chan struct{}, 1),
+		pending: make(map[digest.Digest]*pending), poke: make(chan struct{}, 1), began: make(chan struct{}),
 	}
 	if cfg.Rate > 0 {
 		s.limit = rate.NewLimiter(rate.Limit(cfg.Rate), max(int(min(cfg.Rate, 4<<20)), copyBuffer))
@@ -151,11 +152,12 @@ func orDefault[T int | time.Duration](field *T, value T) {
 	}
 }
 
-// Run follows the state and fetches until ctx ends; no goroutine is left when it returns.
+// Run follows the state and fetches until ctx ends, once; no goroutine is left when it returns.
 func (s *Sync) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.running = ctx
 	s.mu.Unlock()
+	close(s.began)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.follow(ctx) })
 	group.Go(func() error { return s.dispatch(ctx) })
