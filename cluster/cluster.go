@@ -37,6 +37,7 @@ type Cluster struct {
 	peers     *http.Transport // blobs and requests, which may fill a link
 	control   *http.Transport // the cluster's own calls, which must not wait behind them
 	cache     *raft.LogCache
+	meter     *logMeter // the state, as Raft sees it
 	tasks     crew
 	newLeader signal
 	left      chan struct{} // closed when this node has left
@@ -51,11 +52,12 @@ type Cluster struct {
 	changing  chan struct{} // holds one token: one membership change or transfer at a time
 	dead      *deaths
 
-	mu       sync.Mutex
-	identity identity
-	removed  bool            // by the others' word
-	before   map[NodeID]bool // members of the last committed configuration
-	refused  error
+	mu        sync.Mutex
+	identity  identity
+	removed   bool            // by the others' word
+	before    map[NodeID]bool // members of the last committed configuration
+	refused   error
+	complaint string
 }
 
 // New opens the identity, the log and the port, so that Addr is known; nothing runs yet. Each New is a new boot.
@@ -64,7 +66,7 @@ func New(cfg Config, state State, records Records, guard Guard) (*Cluster, error
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), ready: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1)}
+	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), meter: &logMeter{State: state}, ready: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1)}
 	if err := c.open(); err != nil {
 		c.Close()
 		return nil, err
@@ -209,9 +211,10 @@ func (c *Cluster) Run(ctx context.Context) error {
 func (c *Cluster) goodbye() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*c.cfg.RaftTimeout)
 	defer cancel()
-	if err := c.Transfer(ctx, ""); err != nil {
+	if err := c.HandOver(ctx); err != nil {
 		c.cfg.Logger.Debug("leadership stays until the others notice", "err", err)
 	}
+	c.gossip.leave() // while the port still carries it
 }
 
 // Kill breaks everything at once, as a power cut would. Run then returns.

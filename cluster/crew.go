@@ -17,16 +17,24 @@ type crew struct {
 
 // run starts fn, or tells that the crew has gone home.
 func (w *crew) run(fn func()) bool {
+	if !w.enter() {
+		return false
+	}
+	go func() {
+		defer w.done()
+		fn()
+	}()
+	return true
+}
+
+// enter counts the caller's goroutine in until it calls done; false when the crew has gone home.
+func (w *crew) enter() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
 		return false
 	}
 	w.busy++
-	go func() {
-		defer w.done()
-		fn()
-	}()
 	return true
 }
 

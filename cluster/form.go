@@ -64,7 +64,7 @@ func (c *Cluster) seeds() []string {
 	}
 	slices.Sort(out)
 	out = slices.Compact(out)
-	return slices.DeleteFunc(out, func(a string) bool { return a == c.advertise })
+	return slices.DeleteFunc(out, func(a string) bool { return a == c.advertise || strings.HasPrefix(a, replacedPrefix) })
 }
 
 // formOrJoin waits until this node is in a configuration.
@@ -114,18 +114,21 @@ func (c *Cluster) greetAll(ctx context.Context) (found []hello, silent []string)
 	seeds := c.seeds()
 	answers := make(chan answer, len(seeds))
 	for _, a := range seeds {
-		go func() {
+		begun := c.tasks.run(func() {
 			var h hello
 			err := c.askAddress(ctx, a, http.MethodGet, "/cluster/hello", nil, &h)
 			answers <- answer{a, h, err}
-		}()
+		})
+		if !begun {
+			answers <- answer{address: a, err: raft.ErrRaftShutdown}
+		}
 	}
 	byID := map[NodeID]hello{}
 	for range seeds {
 		a := <-answers
 		switch {
 		case a.err != nil:
-			c.cfg.Logger.Debug("no hello", "address", a.address, "err", a.err)
+			c.cfg.Logger.Debug("no answer from another founder", "address", a.address, "err", a.err)
 			silent = append(silent, a.address)
 		case a.h.ID != c.ID():
 			a.h.Address = a.address
@@ -157,17 +160,18 @@ func (c *Cluster) tryForm(ctx context.Context, others []hello) {
 		return
 	}
 	servers := []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(c.ID()), Address: raft.ServerAddress(c.advertise)}}
-	for i, o := range others {
-		if i >= c.cfg.MaxVoters-1 {
-			break // the rest joins
-		}
+	for _, o := range others {
 		var granted hello
 		ask := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
 		if err := c.askAddress(ctx, o.Address, http.MethodPost, "/cluster/promise", ask, &granted); err != nil || granted.ID != o.ID {
-			c.cfg.Logger.Info("a node doesn't follow yet", "peer", o.ID, "err", err)
+			c.complain("a node can't follow this one: was a founder's disk emptied while the cluster formed? Then empty the others' too", o.ID, err)
 			return
 		}
-		servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(o.ID), Address: raft.ServerAddress(granted.Address)})
+		s := raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(o.ID), Address: raft.ServerAddress(granted.Address)}
+		if len(servers) >= c.cfg.MaxVoters {
+			s.Suffrage = raft.Nonvoter
+		}
+		servers = append(servers, s)
 	}
 	if err := c.bootstrap(servers); err != nil {
 		c.cfg.Logger.Error("can't form the cluster", "err", err)
@@ -255,7 +259,19 @@ func (c *Cluster) askIn(ctx context.Context, address string) {
 	defer cancel()
 	me := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
 	if err := c.askAddress(ctx, address, http.MethodPost, "/cluster/join", me, nil); err != nil {
-		c.cfg.Logger.Info("not let in yet", "at", address, "err", err)
+		c.complain("not let in yet", NodeID(address), err)
+	}
+}
+
+// complain logs what keeps this node from being a member, once until it changes.
+func (c *Cluster) complain(what string, peer NodeID, err error) {
+	c.mu.Lock()
+	text := fmt.Sprint(what, peer, err)
+	again := c.complaint == text
+	c.complaint = text
+	c.mu.Unlock()
+	if !again {
+		c.cfg.Logger.Info(what, "peer", peer, "err", err)
 	}
 }
 
@@ -439,8 +455,15 @@ func (c *Cluster) contact(ctx context.Context, id NodeID, moved bool, told map[N
 	}
 }
 
-// nameCluster gives a new cluster its ID; the leader does it, once.
+// nameCluster gives a new cluster its ID; the leader does it, once. It looks only after a read that is current: a leader
+// that has just been elected may not have applied yet what its predecessor named.
 func (c *Cluster) nameCluster(ctx context.Context) {
+	if id, err := c.records.ClusterID(); err != nil || id != "" {
+		return
+	}
+	if err := c.ReadIndex(ctx); err != nil {
+		return
+	}
 	if id, err := c.records.ClusterID(); err != nil || id != "" {
 		return
 	}

@@ -85,17 +85,18 @@ func newGossip(cfg gossipConfig) (*gossip, error) {
 	return g, nil
 }
 
-// run ends with ctx: it says goodbye, for at most a second, unless it was killed.
+// run ends with ctx, or when it was killed.
 func (g *gossip) run(ctx context.Context) error {
 	select {
 	case <-g.goods:
-		return nil
 	case <-ctx.Done():
+		g.kill()
 	}
-	_ = g.list.Leave(time.Second)
-	g.kill()
 	return nil
 }
+
+// leave says goodbye, for at most a second, so that the others needn't find out. Gossip still has to be killed.
+func (g *gossip) leave() { _ = g.list.Leave(time.Second) }
 
 // kill ends without a word.
 func (g *gossip) kill() {

@@ -311,12 +311,17 @@ func (w *wires) of(address string) port.Network { return end{wires: w, address: 
 
 // cut separates each of a from each of b.
 func (w *wires) cut(a, b []*member) {
+	w.cutOneWay(a, b)
+	w.cutOneWay(b, a)
+}
+
+// cutOneWay lets nobody of a reach any of b, while b still reaches a.
+func (w *wires) cutOneWay(a, b []*member) {
 	w.mu.Lock()
 	var broken []*wire
 	for _, x := range a {
 		for _, y := range b {
 			w.cuts[[2]string{x.address, y.address}] = true
-			w.cuts[[2]string{y.address, x.address}] = true
 		}
 	}
 	for c := range w.conns {

@@ -450,28 +450,48 @@ func (c *Cluster) Leave(ctx context.Context) error {
 	if err := c.records.Mark(ctx, c.ID(), false, true); err != nil {
 		return err
 	}
-	for {
-		_, total, err := c.guard.OnlyOn(ctx, c.ID(), 1)
-		if err == nil && total == 0 {
-			break
-		}
-		c.cfg.Logger.Info("leaving: waiting until others hold this node's blobs", "blobs", total, "err", err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(formPause):
-		}
+	err := c.drained(ctx)
+	if err == nil {
+		c.leaving.Store(true)
+		err = c.Remove(ctx, c.ID(), false)
 	}
-	c.leaving.Store(true)
-	if err := c.Remove(ctx, c.ID(), false); err != nil {
+	if err != nil {
 		c.leaving.Store(false)
-		return errors.Join(err, c.records.Mark(ctx, c.ID(), false, false))
+		return errors.Join(err, c.records.Mark(context.WithoutCancel(ctx), c.ID(), false, false))
 	}
 	if err := c.remember(func(id *identity) { id.Left = true }); err != nil {
 		return err
 	}
 	c.hasLeft.Do(func() { close(c.left) })
 	return nil
+}
+
+// drained waits until every blob of this node is with others too.
+func (c *Cluster) drained(ctx context.Context) error {
+	said := -1
+	for {
+		_, total, err := c.guard.OnlyOn(ctx, c.ID(), 1)
+		if err == nil && total == 0 {
+			return nil
+		}
+		if total != said {
+			said = total
+			c.cfg.Logger.Info("leaving: waiting until others hold this node's blobs", "blobs", total, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(formPause):
+		}
+	}
+}
+
+// HandOver gives leadership away if this node has it: what a node does before it stops.
+func (c *Cluster) HandOver(ctx context.Context) error {
+	if !c.leading() {
+		return nil
+	}
+	return c.transferHere(ctx, "")
 }
 
 // Transfer hands leadership to a node, or to the fittest for an empty ID. Nothing happens where there is none to hand on.

@@ -73,6 +73,11 @@ func (c *Cluster) Transport() http.RoundTripper { return c.peers }
 // refuseFormer answers removed nodes with nothing but that they were removed, so that they can say so.
 func (c *Cluster) refuseFormer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !c.tasks.enter() {
+			http.Error(w, "this node is stopping", http.StatusServiceUnavailable)
+			return
+		}
+		defer c.tasks.done() // closing a server doesn't wait for its handlers
 		if c.former(PeerOf(r.Context())) {
 			http.Error(w, ErrNotMember.Error(), http.StatusGone)
 			return

@@ -228,3 +228,60 @@ func TestANodeBehindTheLogCatchesUp(t *testing.T) {
 		away.mustPut(fmt.Sprintf("after%d", i), "x")
 	}
 }
+
+// A follower that the leader can't reach falls behind, and disturbs nobody.
+func TestAOneWayCutDoesNotStopTheMajority(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	ldr := leader(t, nodes)
+	deaf := others(nodes, ldr)[0]
+	h.net.cutOneWay([]*member{ldr}, []*member{deaf})
+	term := ldr.cluster.Term()
+	for i := range 100 {
+		ldr.mustPut(fmt.Sprint(i), "x")
+	}
+	eventually(t, func() error {
+		if _, known := deaf.cluster.Leader(); known {
+			return errors.New("the deaf one still believes in its leader")
+		}
+		return nil
+	})
+	others(nodes, deaf)[0].mustPut("more", "x")
+	if now := ldr.cluster.Term(); now != term {
+		t.Fatalf("the deaf node forced an election: term %d, was %d", now, term)
+	}
+	h.net.heal()
+	eventually(t, func() error {
+		if v, err := deaf.get("more"); err != nil || v != "x" {
+			return fmt.Errorf("healed: %q, %v", v, err)
+		}
+		return nil
+	})
+}
+
+// The log is cut by bytes where its entries are large.
+func TestTheLogIsBoundedByBytes(t *testing.T) {
+	h := newHouse(t)
+	m := h.add(func(c *Config) { c.TrailingBytes = 1 << 20 })
+	m.start()
+	m.ready()
+	large := strings.Repeat("x", 100<<10)
+	eventually(t, func() error {
+		for i := range 20 {
+			m.mustPut(fmt.Sprint(i), large)
+		}
+		first, err := m.cluster.log.FirstIndex()
+		last, err2 := m.cluster.log.LastIndex()
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		if last < 60 || last-first > 40 {
+			return fmt.Errorf("the log holds %d to %d", first, last)
+		}
+		return nil
+	})
+	m.kill()
+	m.start()
+	m.ready()
+	m.mustGet("19", large)
+}

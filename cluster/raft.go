@@ -75,7 +75,7 @@ func (c *Cluster) openRaft() error {
 		return fmt.Errorf("%s is gone, and with it this node's votes: %w", logFile, ErrEpochUsed)
 	}
 	c.cache = cached
-	c.raft, err = raft.NewRaft(cfg, c.state, cached, c.log, c.state.Snapshots(), c.transport)
+	c.raft, err = raft.NewRaft(cfg, c.meter, cached, c.log, c.state.Snapshots(), c.transport)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
@@ -216,41 +216,6 @@ func (t *gatedTransport) RequestPreVote(id raft.ServerID, target raft.ServerAddr
 		return errGate
 	}
 	return t.NetworkTransport.RequestPreVote(id, target, args, resp)
-}
-
-// watchLog bounds the log behind the snapshot by bytes: manifests of 4 MiB would make 100,000 entries a lot.
-func (c *Cluster) watchLog(ctx context.Context) error {
-	tick := time.NewTicker(c.cfg.SnapshotInterval)
-	defer tick.Stop()
-	trailing := c.cfg.TrailingLogs
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		first, err := c.log.FirstIndex()
-		last, err2 := c.log.LastIndex()
-		if errors.Join(err, err2) != nil || last <= first {
-			continue
-		}
-		keep := c.cfg.TrailingLogs
-		if size := c.log.Size(); size > c.cfg.TrailingBytes {
-			keep = max(uint64(float64(last-first)*float64(c.cfg.TrailingBytes)/float64(size)), 64)
-			keep = min(keep, c.cfg.TrailingLogs)
-		}
-		if keep == trailing {
-			continue
-		}
-		trailing = keep
-		err = c.raft.ReloadConfig(raft.ReloadableConfig{
-			TrailingLogs: keep, SnapshotInterval: c.cfg.SnapshotInterval, SnapshotThreshold: c.cfg.SnapshotThreshold,
-			HeartbeatTimeout: c.cfg.RaftTimeout, ElectionTimeout: c.cfg.RaftTimeout,
-		})
-		if err != nil {
-			c.cfg.Logger.Warn("can't change how much log is kept", "err", err)
-		}
-	}
 }
 
 // newRaftLogger turns the library's lines into ours. Its own levels are one too loud for an operator.
