@@ -171,7 +171,7 @@ func reserveText(c Config) string {
 	if c.DiskReserve.Bytes > 0 {
 		return humanize.IBytes(uint64(c.DiskReserve.Bytes))
 	}
-	return strconv.FormatFloat(c.DiskReserve.Share*100, 'f', -1, 64) + "%"
+	return strconv.FormatFloat(c.DiskReserve.Share*100, 'g', 6, 64) + "%"
 }
 
 func splitList(v string) []string {
