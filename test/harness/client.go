@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -192,5 +194,17 @@ func (c *Cluster) Whole(images ...Image) {
 		for _, img := range images {
 			c.Must(x.Pull(img))
 		}
+	}
+}
+
+// HoldConnections opens n connections to an address that say nothing until the test ends.
+func HoldConnections(t testing.TB, address string, n int) {
+	t.Helper()
+	for range n {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
 	}
 }

@@ -30,6 +30,7 @@ type Cluster struct {
 	Nodes []*Node
 	dir   string
 	http  *http.Client
+	tune  node.Tuning
 }
 
 // Node is one of them; it may be running or not.
@@ -48,7 +49,17 @@ type Node struct {
 // Start forms a cluster of n and waits until all can take pushes.
 func Start(t testing.TB, n int) *Cluster {
 	t.Helper()
-	c := &Cluster{T: t, Net: NewNet(), dir: t.TempDir(), http: &http.Client{Transport: &http.Transport{}}}
+	return StartTuned(t, n, node.Tuning{})
+}
+
+// StartTuned is Start with other times and bounds; zero fields mean the harness's own, which are short.
+func StartTuned(t testing.TB, n int, tune node.Tuning) *Cluster {
+	t.Helper()
+	set(&tune.VoterDelay, 500*time.Millisecond)
+	set(&tune.CompareInterval, 500*time.Millisecond)
+	set(&tune.ReserveBytes, 1)
+	set(&tune.Grace, 2*time.Second)
+	c := &Cluster{T: t, Net: NewNet(), dir: t.TempDir(), http: &http.Client{Transport: &http.Transport{}}, tune: tune}
 	t.Cleanup(c.http.CloseIdleConnections)
 	secret := filepath.Join(c.dir, "secret")
 	if err := port.SaveSecrets(secret, port.Secrets{port.NewSecret()}); err != nil {
@@ -63,6 +74,13 @@ func Start(t testing.TB, n int) *Cluster {
 	}
 	c.WaitReady()
 	return c
+}
+
+func set[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
 }
 
 func (c *Cluster) add(name string) *Node {
@@ -122,7 +140,7 @@ func (x *Node) Start() {
 	}
 	n, err := node.New(cfg, node.Options{
 		Network: x.cluster.Net.Of(x.Name), Logger: logger(t, x.Name), Version: "test",
-		Tuning: node.Tuning{VoterDelay: 500 * time.Millisecond, CompareInterval: 500 * time.Millisecond, ReserveBytes: 1, Grace: 2 * time.Second},
+		Tuning: x.cluster.tune,
 	})
 	if err != nil {
 		t.Fatalf("%s: %v", x.Name, err)
