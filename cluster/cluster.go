@@ -46,6 +46,7 @@ type Cluster struct {
 	reads     *rounds // local readers
 	confirms  *rounds // the leader's proofs that it still leads
 	ready     chan struct{}
+	booted    chan struct{} // closed when this boot is on record
 	isReady   sync.Once
 	killed    atomic.Bool
 	stopRun   context.CancelFunc
@@ -66,7 +67,7 @@ func New(cfg Config, state State, records Records, guard Guard) (*Cluster, error
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), meter: &logMeter{State: state}, ready: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1)}
+	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), meter: &logMeter{State: state}, ready: make(chan struct{}), booted: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1)}
 	if err := c.open(); err != nil {
 		c.Close()
 		return nil, err
@@ -180,6 +181,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 			c.goodbye()
 		}
 	case <-c.left:
+		c.gossip.leave()
 	case <-inner.Done():
 	}
 	if c.killed.Load() {

@@ -153,10 +153,11 @@ func (c *Cluster) serveHello(w http.ResponseWriter, _ *http.Request) {
 // tryForm bootstraps when this node has the lowest ID and all the others promise to follow. A promise is given once and
 // outlives a restart, so two halves can't both collect all of them.
 func (c *Cluster) tryForm(ctx context.Context, others []hello) {
-	if c.ID() > others[0].ID {
+	if len(others) > 0 && c.ID() > others[0].ID {
 		return
 	}
 	if err := c.promise(c.ID()); err != nil {
+		c.complain("this node can't form the cluster", c.ID(), err)
 		return
 	}
 	servers := []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(c.ID()), Address: raft.ServerAddress(c.advertise)}}
@@ -365,14 +366,19 @@ func (c *Cluster) serveEpoch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// bootKey marks the one proposal that may go out before this boot is on record.
+type bootKey struct{}
+
 // recordBoot announces this boot in the state, which is also the first proof that this node can take pushes.
 func (c *Cluster) recordBoot(ctx context.Context) error {
+	boot := context.WithValue(ctx, bootKey{}, true)
 	for {
-		err := c.records.Boot(ctx, Record{
+		err := c.records.Boot(boot, Record{
 			ID: c.ID(), Name: c.cfg.Name, API: c.cfg.API, Cluster: c.advertise, Version: c.cfg.Version,
 			Epoch: c.Epoch(), Level: c.cfg.Level,
 		}, c.boot.Nonce)
 		if err == nil {
+			close(c.booted)
 			return nil
 		}
 		if errors.Is(err, ErrEpochUsed) {
@@ -396,6 +402,7 @@ func (c *Cluster) stayOut(ctx context.Context, why error) error {
 	c.mu.Lock()
 	c.refused = why
 	c.mu.Unlock()
+	c.newLeader.notify()
 	c.cfg.Logger.Error("this node stays out of elections: remove it from the cluster, empty its data directory and start it anew", "err", why)
 	<-ctx.Done()
 	return ctx.Err()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -165,8 +167,70 @@ func TestAnOldDiskDoesNotVote(t *testing.T) {
 	if _, err := propose(ctx, survivor.cluster, command{Op: "put", Key: "a", Value: "3"}); err == nil {
 		t.Fatal("an old disk helped to elect a leader")
 	}
+	if _, err := propose(ctx, old.cluster, command{Op: "put", Key: "a", Value: "5"}); !errors.Is(err, ErrUnavailable) {
+		t.Fatalf("an old disk's write: %v", err)
+	}
 	ldr.start()
 	ldr.ready()
 	survivor.mustPut("a", "4")
 	ldr.mustGet("a", "4")
+}
+
+// One founder that expects only itself still looks for a cluster first.
+func TestExpectingOneForms(t *testing.T) {
+	h := newHouse(t)
+	first := h.add(nil)
+	first.cfg = func(c *Config) { c.Join, c.BootstrapExpect = []string{first.address, freeAddress(t)}, 1 }
+	first.start()
+	first.ready()
+	second := h.add(func(c *Config) { c.Join, c.BootstrapExpect = []string{first.address}, 1 })
+	second.start()
+	second.ready()
+	first.mustPut("a", "1")
+	second.mustGet("a", "1")
+}
+
+// A log that is gone took the node's votes with it.
+func TestALostLogIsRefused(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	m := nodes[0]
+	m.kill()
+	if err := os.Remove(filepath.Join(m.dir, logFile)); err != nil {
+		t.Fatal(err)
+	}
+	m.state = newMapState()
+	if err := m.open(); !errors.Is(err, ErrEpochUsed) {
+		t.Fatalf("a node without its log: %v", err)
+	}
+}
+
+// A founder that restarts between its promise and the first election keeps the promise, and the cluster forms.
+func TestAFounderRestartsAfterItsPromise(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.expecting(3)
+	for _, m := range nodes {
+		m.start()
+	}
+	eventually(t, func() error {
+		for _, m := range nodes {
+			id, err := loadIdentity(m.dir)
+			if err != nil || id.Promised == "" {
+				return fmt.Errorf("%s has promised nothing, %v", m.name, err)
+			}
+		}
+		return nil
+	})
+	for _, m := range nodes {
+		m.kill()
+		m.start()
+	}
+	for _, m := range nodes {
+		m.ready()
+	}
+	nodes[2].mustPut("a", "1")
+	nodes[0].mustGet("a", "1")
+	if s := status(t, nodes[1]); len(s.Nodes) != 3 {
+		t.Fatalf("status: %+v", s)
+	}
 }

@@ -26,6 +26,7 @@ func (c *Cluster) wasRemoved(by NodeID) {
 	c.mu.Unlock()
 	if first && !c.leaving.Load() {
 		c.transport.shut()
+		c.newLeader.notify()
 		c.cfg.Logger.Error("this node was removed from its cluster: empty its data directory to use it again", "peer", by)
 	}
 }

@@ -30,6 +30,9 @@ var errNotLeader = errors.New("not the leader")
 func (c *Cluster) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, proposePatience)
 	defer cancel()
+	if err := c.waitBooted(ctx); err != nil {
+		return nil, 0, err
+	}
 	pause := retryPause
 	var last error
 	for {
@@ -54,6 +57,30 @@ func (c *Cluster) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, erro
 		case <-changed:
 		case <-time.After(pause):
 			pause = min(2*pause, maxRetryPause)
+		}
+	}
+}
+
+// waitBooted holds commands back until this boot is on record. Their identity carries its epoch: a node with an old disk
+// would use one again, and would be given the answers of its former life for things that never happened.
+func (c *Cluster) waitBooted(ctx context.Context) error {
+	if ctx.Value(bootKey{}) != nil {
+		return nil
+	}
+	for {
+		changed := c.newLeader.wait()
+		if err := c.bootRefused(); err != nil {
+			return &UnavailableError{Reason: err.Error(), RetryAfter: time.Minute}
+		}
+		if c.isRemoved() {
+			return ErrNotMember
+		}
+		select {
+		case <-c.booted:
+			return nil
+		case <-changed:
+		case <-ctx.Done():
+			return &UnavailableError{Reason: "this node's start is not on record yet", RetryAfter: 2 * c.cfg.RaftTimeout}
 		}
 	}
 }
