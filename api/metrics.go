@@ -18,6 +18,7 @@ type Figures struct {
 	RaftTerm                                             uint64
 	RaftRole                                             string
 	RaftApplied                                          uint64
+	StateInstalls                                        uint64
 	DiskFree                                             int64
 }
 
@@ -102,6 +103,7 @@ func newFigureCollector(figures func() Figures) *figureCollector {
 	add("pier_replication_lag_seconds", "For how long the oldest missing blob has been missing.", gauge, func(f Figures) float64 { return f.ReplicationLag.Seconds() })
 	add("pier_raft_term", "Raft's term.", gauge, func(f Figures) float64 { return float64(f.RaftTerm) })
 	add("pier_raft_applied_index", "The last command that the state holds.", gauge, func(f Figures) float64 { return float64(f.RaftApplied) })
+	add("pier_state_installs_total", "Snapshots of another node's state that were installed here.", counter, func(f Figures) float64 { return float64(f.StateInstalls) })
 	add("pier_disk_free_bytes", "Free bytes of the data directory's disk.", gauge, func(f Figures) float64 { return float64(f.DiskFree) })
 	return c
 }

@@ -142,6 +142,7 @@ type sink struct {
 	s    *State
 	f    *os.File
 	meta raft.SnapshotMeta
+	done bool // Raft closes a sink that its snapshot has closed already
 }
 
 func (k *sink) ID() string { return k.meta.ID }
@@ -153,17 +154,22 @@ func (k *sink) Write(p []byte) (int, error) {
 }
 
 func (k *sink) Cancel() error {
+	if k.done {
+		return nil
+	}
+	k.done = true
 	return errors.Join(k.f.Close(), os.Remove(k.f.Name()))
 }
 
 func (k *sink) Close() error {
-	if k.meta.Size == 0 {
+	if k.done || k.meta.Size == 0 {
 		return k.Cancel()
 	}
 	if err := k.f.Sync(); err != nil {
 		_ = k.Cancel()
 		return fmt.Errorf("sync the received snapshot: %w", err)
 	}
+	k.done = true
 	k.s.mu.Lock()
 	defer k.s.mu.Unlock()
 	k.s.received[k.meta.ID] = &received{path: k.f.Name(), meta: k.meta}

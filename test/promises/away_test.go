@@ -2,6 +2,7 @@ package promises
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,6 +33,9 @@ func TestAwayBeyondTheLog(t *testing.T) {
 	away.Start()
 	c.WaitReady()
 	c.Whole(images...)
+	if _, body, err := away.Do("GET", "/metrics", nil); err != nil || !strings.Contains(string(body), "pier_state_installs_total 1") {
+		t.Errorf("no snapshot was installed, so this tested nothing: %v", err)
+	}
 	if resp, _, err := away.Do("GET", "/v2/team/app/manifests/"+gone.Digest.String(), nil); err != nil || resp.StatusCode != 404 {
 		t.Errorf("what was deleted is back: %v %v", resp, err)
 	}

@@ -173,6 +173,7 @@ func (i *instance) apiFigures() api.Figures {
 		UploadsOpen: f.UploadsOpen, BlobsWanted: f.Wanted, BlobsMissing: f.Missing, Blobs: f.Blobs, Bytes: f.Bytes,
 		FetchedBytes: f.FetchedBytes, ServedBytes: f.ServedBytes, ReplicationLag: f.OldestMissing,
 		RaftTerm: i.cluster.Term(), RaftRole: i.cluster.Role(), RaftApplied: i.state.AppliedIndex(), DiskFree: f.DiskFree,
+		StateInstalls: i.state.Installs(),
 	}
 }
 
