@@ -34,6 +34,8 @@ func TestRulesBite(t *testing.T) {
 		{"arrow to test", "cmd/pier/node/a.go", "package node\nimport _ \"pier/test/harness\"\n", importFaults, 1},
 		{"arrow from a new package", "extra/a.go", "package extra\nimport _ \"pier/fsm\"\n", importFaults, 1},
 		{"arrow of a test file", "fsm/a_test.go", "package fsm_test\nimport _ \"pier/cluster\"\n", importFaults, 1},
+		{"fixture of a test file", "api/a_test.go", "package api\nimport _ \"pier/blobsync/store\"\n", importFaults, 0},
+		{"fixture outside a test", "api/a.go", "package api\nimport _ \"pier/blobsync/store\"\n", importFaults, 1},
 		{"arrow as drawn", "api/a.go", "package api\nimport _ \"pier/fsm\"\n", importFaults, 0},
 		{"no package comment", "fsm/doc.go", "package fsm\n", docFaults, 1},
 		{"no doc.go", "fsm/fsm.go", comment + "package fsm\n", docFaults, 1},

@@ -71,7 +71,8 @@ func behind(ctx context.Context, cfg proxy.Config, f func(context.Context, *prox
 	})
 	err = group.Wait()
 	stats := p.Stats()
-	fmt.Printf("       proxy: %d requests, %v by node, %d retries, %d failed\n", stats.Requests, stats.Backend, stats.Retries, stats.Failed)
+	fmt.Printf("       proxy: %d requests, %v by node, %d retries, %d failed; the slowest took %.1f s: %s\n",
+		stats.Requests, stats.Backend, stats.Retries, stats.Failed, stats.Slowest.Seconds(), stats.Slow)
 	return err
 }
 

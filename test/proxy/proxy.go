@@ -54,6 +54,9 @@ type Stats struct {
 	Retries  uint64   // tries beyond a request's first
 	Failed   uint64   // requests that ended without an answer of any node
 	Backend  []uint64 // tries by backend, in the order of Config.Backends
+
+	Slowest time.Duration // the longest time from a request to the end of its answer, retries included
+	Slow    string        // that request's method and path
 }
 
 // Proxy is an http.Handler. All methods may be called at once.
@@ -128,7 +131,13 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	p.stats.Requests++
 	p.mu.Unlock()
+	began, what := time.Now(), r.Method+" "+r.URL.Path
 	p.reverse.ServeHTTP(w, r)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if took := time.Since(began); took > p.stats.Slowest {
+		p.stats.Slowest, p.stats.Slow = took, what
+	}
 }
 
 // Stats returns the counts of this moment.
