@@ -43,6 +43,9 @@ func (c *Cluster) becomeMember(ctx context.Context) error {
 	if err := c.recordBoot(ctx); err != nil {
 		return ctxDone(ctx, err)
 	}
+	if err := c.remember(func(id *identity) { id.Member = true }); err != nil {
+		return err
+	}
 	c.isReady.Do(func() { close(c.ready) })
 	return nil
 }

@@ -201,6 +201,10 @@ func TestALostLogIsRefused(t *testing.T) {
 	}
 	m.state = newMapState()
 	if err := m.open(); !errors.Is(err, ErrEpochUsed) {
+		if err == nil {
+			m.cluster.Close()
+			m.cluster = nil
+		}
 		t.Fatalf("a node without its log: %v", err)
 	}
 }

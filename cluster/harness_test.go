@@ -17,7 +17,7 @@ import (
 	"pier/cluster/port"
 )
 
-const patience = 8 * time.Second
+const patience = 20 * time.Second
 
 // house is a set of nodes with one secret on one network.
 type house struct {
@@ -228,12 +228,16 @@ func (m *member) get(key string) (string, error) {
 	return m.state.value(key), nil
 }
 
+// mustGet reads once there is a majority; what it reads must be right the first time.
 func (m *member) mustGet(key, want string) {
 	m.t.Helper()
-	got, err := m.get(key)
-	if err != nil || got != want {
-		m.t.Fatalf("%s reads %s = %q, %v; want %q", m.name, key, got, err, want)
-	}
+	eventually(m.t, func() error {
+		got, err := m.get(key)
+		if err == nil && got != want {
+			m.t.Fatalf("%s reads %s = %q; want %q", m.name, key, got, want)
+		}
+		return err
+	})
 }
 
 // eventually waits until check finds nothing wrong.

@@ -41,13 +41,15 @@ func load(t *testing.T, nodes ...*member) (stop func()) {
 			}
 		})
 	}
-	return func() {
+	stop = sync.OnceFunc(func() {
 		close(quit)
 		writers.Wait()
 		if count.Load() == 0 {
 			t.Error("no write happened under load")
 		}
-	}
+	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // join makes m, which must not run, a member through an invite of by.
@@ -102,9 +104,7 @@ func TestJoinByInviteUnderLoad(t *testing.T) {
 		}
 		m.start()
 		m.ready()
-		if v, err := m.get("mine"); err != nil || v != "" {
-			t.Fatalf("the old state came along: %q, %v", v, err)
-		}
+		m.mustGet("mine", "")
 		nodes = append(nodes, m)
 	}
 	stop()

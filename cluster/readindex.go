@@ -103,7 +103,7 @@ func (c *Cluster) ReadIndex(ctx context.Context) error {
 // lonely says that there has been no leader for longer than an election takes.
 func (c *Cluster) lonely() bool {
 	_, known := c.Leader()
-	return c.dead.leaderless(known, c.cfg.Now()) > max(3*c.cfg.RaftTimeout, time.Second)
+	return c.dead.leaderless(known, c.cfg.Now()) > max(3*c.cfg.RaftTimeout, 2*time.Second)
 }
 
 // readRound finds the index that a reader must wait for: here on the leader, there on the others.
