@@ -55,6 +55,11 @@ func Start(t testing.TB, n int) *Cluster {
 // StartTuned is Start with other times and bounds; zero fields mean the harness's own, which are short.
 func StartTuned(t testing.TB, n int, tune node.Tuning) *Cluster {
 	t.Helper()
+	return start(t, n, tune, func(*Node) {})
+}
+
+func start(t testing.TB, n int, tune node.Tuning, prepare func(*Node)) *Cluster {
+	t.Helper()
 	set(&tune.VoterDelay, 500*time.Millisecond)
 	set(&tune.CompareInterval, 500*time.Millisecond)
 	set(&tune.ReserveBytes, 1)
@@ -65,10 +70,10 @@ func StartTuned(t testing.TB, n int, tune node.Tuning) *Cluster {
 	if err := port.SaveSecrets(secret, port.Secrets{port.NewSecret()}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.stopAll)
 	for i := range n {
-		c.add(fmt.Sprintf("n%d", i+1))
+		prepare(c.add(fmt.Sprintf("n%d", i+1)))
 	}
+	t.Cleanup(c.stopAll) // before the disks go
 	for _, x := range c.Nodes {
 		x.Start()
 	}
@@ -179,6 +184,21 @@ func (x *Node) wait(what string) {
 		x.cluster.T.Errorf("%s does not %s", x.Name, what)
 	}
 	x.stop = nil
+}
+
+// Ended tells whether the node has ended by itself. It can be started again then.
+func (x *Node) Ended() bool {
+	if x.stop == nil {
+		return true
+	}
+	select {
+	case err := <-x.done:
+		x.cluster.T.Logf("%s ended by itself: %v", x.Name, err)
+		x.stop = nil
+		return true
+	default:
+		return false
+	}
 }
 
 // Wipe empties the node's disk. It must not be running.
