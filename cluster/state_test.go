@@ -182,12 +182,6 @@ func (s *mapState) value(key string) string {
 	return s.data.Values[key]
 }
 
-func (s *mapState) values() map[string]string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return maps.Clone(s.data.Values)
-}
-
 type nothing struct{}
 
 func (nothing) Persist(sink raft.SnapshotSink) error { return sink.Close() }
