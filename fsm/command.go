@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/vmihailenco/msgpack/v5"
@@ -140,7 +139,7 @@ type NodeAnswer struct {
 type CreateInvite struct {
 	_msgpack struct{} `msgpack:",as_array"`
 	Hash     []byte
-	Expires  time.Time
+	Expires  int64 // ms since 1970
 }
 
 // RedeemInvite uses an invite up. Answer: InviteAnswer.

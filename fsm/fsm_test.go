@@ -233,7 +233,7 @@ func TestRepeatedCommandGetsTheFirstAnswer(t *testing.T) {
 		return err
 	}
 	invite := RedeemInvite{Hash: []byte("h")}
-	if err := apply(1, Identity{Node: "n", Epoch: 1, Seq: 1}, CreateInvite{Hash: []byte("h"), Expires: time.UnixMilli(5)}); err != nil {
+	if err := apply(1, Identity{Node: "n", Epoch: 1, Seq: 1}, CreateInvite{Hash: []byte("h"), Expires: 5}); err != nil {
 		t.Fatal(err)
 	}
 	for i := range uint64(3) {
@@ -295,7 +295,7 @@ func goldens() []Command {
 		DeleteBlob{Repo: "a", Digest: d},
 		BootNode{ID: "n1", Name: "one", API: "a:1", Cluster: "a:2", Version: "v1", Epoch: 7, Level: 1, Nonce: "x"},
 		ForgetNode{ID: "n1"}, MarkNode{ID: "n1", Away: true, Draining: true},
-		CreateInvite{Hash: []byte("h"), Expires: time.Unix(1e9, 0).UTC()}, RedeemInvite{Hash: []byte("h")},
+		CreateInvite{Hash: []byte("h"), Expires: 1e12}, RedeemInvite{Hash: []byte("h")},
 		SetSetting{Key: "k", Value: "v"},
 	}
 }

@@ -61,7 +61,7 @@ func (s *State) Nodes() ([]Node, error) {
 }
 
 func (i CreateInvite) apply(c *change) (Answer, error) {
-	c.put(bucketInvites, i.Hash, number(uint64(i.Expires.UnixMilli())))
+	c.put(bucketInvites, i.Hash, number(uint64(max(i.Expires, 0))))
 	return InviteAnswer{}, nil
 }
 

@@ -54,7 +54,7 @@ func (r *records) Mark(ctx context.Context, id cluster.NodeID, away, draining bo
 }
 
 func (r *records) CreateInvite(ctx context.Context, hash []byte, expires time.Time) error {
-	_, err := r.log.Propose(ctx, fsm.CreateInvite{Hash: hash, Expires: expires})
+	_, err := r.log.Propose(ctx, fsm.CreateInvite{Hash: hash, Expires: expires.UnixMilli()})
 	return err
 }
 
