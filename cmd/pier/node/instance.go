@@ -39,6 +39,9 @@ func newInstance(n *Node) (*instance, error) {
 }
 
 func (i *instance) build(n *Node) error {
+	if err := cluster.FinishJoin(n.cfg.DataDir); err != nil {
+		return err
+	}
 	if err := settleState(n.cfg.DataDir); err != nil {
 		return err
 	}
