@@ -11,9 +11,13 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
 )
 
-const formPause = 200 * time.Millisecond
+const (
+	formPause     = 200 * time.Millisecond
+	epochPatience = time.Second
+)
 
 // hello is what a node says to one that looks for a cluster.
 type hello struct {
@@ -279,8 +283,10 @@ func (c *Cluster) complain(what string, peer NodeID, err error) {
 	}
 }
 
-// confirmBoot opens the gate to elections once enough voters know of no newer boot of this node: with one less than a
-// majority of others and itself, at least one of any majority that this node's last life talked to is among them.
+// confirmBoot opens the gate to elections once enough voters know of no newer boot of this node: with itself they are a
+// majority. Every voter is told of every boot, by this and by keepContact, and the state keeps it as well. So an old disk
+// passes only where all whom its last life could tell are away at the same time, which is more than the one failure that
+// its lost memory is.
 func (c *Cluster) confirmBoot(ctx context.Context) error {
 	for {
 		var others []NodeID
@@ -315,27 +321,36 @@ func (c *Cluster) confirmBoot(ctx context.Context) error {
 	}
 }
 
+// askEpoch asks all others about this boot and waits for each a moment longer than need be: one that knows better must be
+// heard even where enough others don't.
 func (c *Cluster) askEpoch(ctx context.Context, others []NodeID, need int) error {
 	if need <= 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, epochPatience)
 	defer cancel()
-	used := make(chan error, len(others))
-	err := c.quorum(ctx, others, need, func(ctx context.Context, id NodeID) error {
-		err := c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.boot, nil)
+	answers := make([]error, len(others))
+	var group errgroup.Group
+	for i, id := range others {
+		group.Go(func() error {
+			answers[i] = c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.boot, nil)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	for _, err := range answers {
 		var refused *statusError
 		if errors.As(err, &refused) && refused.code == http.StatusConflict {
-			used <- ErrEpochUsed
+			return ErrEpochUsed
 		}
-		return err
-	})
-	select {
-	case e := <-used:
-		return e
-	default:
-		return err
+		if err == nil {
+			need--
+		}
 	}
+	if need > 0 {
+		return fmt.Errorf("%w: %w", ErrNoQuorum, errors.Join(answers...))
+	}
+	return nil
 }
 
 // serveEpoch remembers a peer's boot, durably, before it confirms it.
