@@ -93,7 +93,7 @@ func underKills(ctx context.Context, s suite, o options, k killed) error {
 			ticker := time.NewTicker(killInterval)
 			defer ticker.Stop()
 			for {
-				if err := k.killLeader(ctx); err != nil {
+				if err := k.killLeader(ctx, o.dead); err != nil {
 					return err
 				}
 				if kills++; kills == o.kills {
@@ -130,8 +130,8 @@ func underKills(ctx context.Context, s suite, o options, k killed) error {
 	return nil
 }
 
-// killLeader kills whoever leads and starts it again at once, as a supervisor would, and waits until it is ready.
-func (k killed) killLeader(ctx context.Context) error {
+// killLeader kills whoever leads, starts it again after a while, as a supervisor would, and waits until it is ready.
+func (k killed) killLeader(ctx context.Context, dead time.Duration) error {
 	leader, err := k.cluster.Leader(ctx)
 	if err != nil {
 		return err
@@ -141,6 +141,13 @@ func (k killed) killLeader(ctx context.Context) error {
 	k.proxy.Quiet(leader, func() { killErr = node.Kill() })
 	if killErr != nil {
 		return killErr
+	}
+	restart := time.NewTimer(dead)
+	defer restart.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-restart.C:
 	}
 	if err := node.Start(); err != nil {
 		return err
