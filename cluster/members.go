@@ -494,7 +494,7 @@ func (c *Cluster) HandOver(ctx context.Context) error {
 	return c.transferHere(ctx, "")
 }
 
-// Transfer hands leadership to a node, or to the fittest for an empty ID. Nothing happens where there is none to hand on.
+// Transfer hands leadership to a node, or to the fittest for an empty ID. Any member may ask.
 func (c *Cluster) Transfer(ctx context.Context, to NodeID) error {
 	leader, ok := c.Leader()
 	switch {
@@ -504,8 +504,6 @@ func (c *Cluster) Transfer(ctx context.Context, to NodeID) error {
 		return nil
 	case leader == c.ID():
 		return c.transferHere(ctx, to)
-	case to == "":
-		return nil // it isn't this node's to hand on
 	}
 	return c.ask(ctx, leader, http.MethodPost, "/cluster/transfer", removal{ID: to}, nil)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -89,20 +90,31 @@ func set[T comparable](field *T, value T) {
 }
 
 func (c *Cluster) add(name string) *Node {
-	x := &Node{Name: name, Dir: filepath.Join(c.dir, name), cluster: c, address: freeAddress(c.T), listen: "127.0.0.1:0"}
+	x := &Node{Name: name, Dir: filepath.Join(c.dir, name), cluster: c, address: freeAddress(c.T), listen: freeAddress(c.T)}
 	c.Nodes = append(c.Nodes, x)
 	return x
 }
 
-// freeAddress finds a loopback address whose number both TCP and UDP have free.
+// freeAddress finds a loopback address whose number both TCP and UDP have free. It looks below the numbers that the system
+// gives to outgoing connections: a node that restarts must find its own free again.
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	lis, err := port.System().Listen("127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
+		lis, err := port.System().Listen(address)
+		if err != nil {
+			continue
+		}
+		udp, err := port.System().ListenPacket(address)
+		_ = lis.Close()
+		if err != nil {
+			continue
+		}
+		_ = udp.Close()
+		return address
 	}
-	defer func() { _ = lis.Close() }()
-	return lis.Addr().String()
+	t.Fatal("no number is free")
+	return ""
 }
 
 // StartAlone starts one more node, which is a cluster of its own.

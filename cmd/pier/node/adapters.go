@@ -37,7 +37,7 @@ func (r *records) Boot(ctx context.Context, rec cluster.Record, nonce string) er
 		Epoch: rec.Epoch, Level: rec.Level, Nonce: nonce,
 	})
 	var used *fsm.EpochError
-	if errors.As(err, &used) {
+	if errors.As(err, &used) || errors.Is(err, fsm.ErrStale) {
 		return cluster.ErrEpochUsed
 	}
 	return err

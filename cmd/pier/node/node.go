@@ -222,7 +222,7 @@ func (n *Node) drain(inst *instance) {
 	defer cancel()
 	var group errgroup.Group
 	group.Go(func() error {
-		if err := inst.cluster.Transfer(ctx, ""); err != nil {
+		if err := inst.cluster.HandOver(ctx); err != nil {
 			n.logger.Debug("leadership stays", "err", err)
 		}
 		return nil

@@ -34,8 +34,12 @@ func (p *proposer) Propose(ctx context.Context, cmd fsm.Command) (fsm.Answer, er
 	if err := p.understood(cmd); err != nil {
 		return nil, err
 	}
-	id := p.begin()
-	defer p.end(id.Seq)
+	var id fsm.Identity
+	// A boot is known by its nonce: a disk that was restored would number its commands as its former life did.
+	if _, boot := cmd.(fsm.BootNode); !boot {
+		id = p.begin()
+		defer p.end(id.Seq)
+	}
 	data, err := fsm.Encode(id, cmd)
 	if err != nil {
 		return nil, fmt.Errorf("encode the command: %w", err)
