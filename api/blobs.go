@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 
@@ -114,11 +115,21 @@ func (a *API) sendBlob(w http.ResponseWriter, src io.ReadSeeker, part span, part
 	w.Header().Set("Content-Length", strconv.FormatInt(part.length, 10))
 	w.WriteHeader(status)
 	sent, err := copySteady(w, src, part.length, a.cfg.BodyIdle)
+	if err == nil && sent < part.length {
+		err = io.ErrUnexpectedEOF
+	}
+	var network *net.OpError
+	if errors.As(err, &network) && network.Op != "read" && network.Op != "dial" {
+		return fmt.Errorf("%w: %w", errClientGone, err)
+	}
 	if err != nil {
 		return fmt.Errorf("sent %d of %d bytes: %w", sent, part.length, err)
 	}
 	return nil
 }
+
+// errClientGone ends an answer that nobody takes any more.
+var errClientGone error = refuse(statusClientGone, codeUnknown, "the client went away")
 
 // deleteBlob takes the blob out of the repository. The state refuses while a manifest needs it.
 func (a *API) deleteBlob(w http.ResponseWriter, r *http.Request, rt route) error {

@@ -134,7 +134,7 @@ func explain(err error) *problem {
 		}
 	}
 	if errors.Is(err, context.Canceled) {
-		return refuse(statusClientGone, codeUnknown, "the client went away")
+		return explain(errClientGone)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return &problem{status: 503, code: codeUnavailable, message: "the answer took too long; try again", retry: defaultRetry}

@@ -157,7 +157,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
 	p := explain(err)
 	if p.status >= 500 && r.Context().Err() != nil {
-		p = refuse(statusClientGone, codeUnknown, "the client went away")
+		p = explain(errClientGone)
 	}
 	if p.status >= 500 {
 		x.fault = err

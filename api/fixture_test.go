@@ -202,12 +202,16 @@ func (f *fixture) start(id fsm.NodeID, change func(*Config)) *testNode {
 // run serves the node until it is stopped.
 func (n *testNode) run(f *fixture) {
 	ctx, cancel := context.WithCancel(context.Background())
-	var work, requests sync.WaitGroup
+	var work sync.WaitGroup
+	var gate sync.RWMutex // held for reading by each request
+	stopped := false
 	counted := func(h http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			requests.Add(1)
-			defer requests.Done()
-			h.ServeHTTP(w, r)
+			gate.RLock()
+			defer gate.RUnlock()
+			if !stopped {
+				h.ServeHTTP(w, r)
+			}
 		})
 	}
 	work.Go(func() { _ = n.blobs.Run(ctx) })
@@ -230,7 +234,9 @@ func (n *testNode) run(f *fixture) {
 	n.stop = func() {
 		_ = public.Close()
 		_ = peer.Close()
-		requests.Wait()
+		gate.Lock()
+		stopped = true
+		gate.Unlock()
 		cancel()
 		work.Wait()
 	}

@@ -1,11 +1,11 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -61,14 +61,16 @@ const defaultBodyIdle = time.Minute
 // session as if it were living.
 const minProgress = 1 << 10
 
-// steadyBody is a request's body that must make progress: minProgress bytes, or the end, within each idle time. There is
-// no limit to the whole, so an upload of hours lives. Errors come out as *bodyError, to tell the client's faults from ours.
+// steadyBody is a request's body that must make progress: minProgress bytes, or the end, within each idle time that is
+// spent waiting for the client. There is no limit to the whole, so an upload of hours lives, and the time that this node's
+// own disk takes is not the client's. Errors come out as *bodyError, to tell the client's faults from ours.
 type steadyBody struct {
 	body    io.ReadCloser
 	control *http.ResponseController
 	idle    time.Duration
-	fresh   int64        // bytes since the deadline was last moved
-	count   atomic.Int64 // bytes in all
+	left    time.Duration // of the idle time
+	fresh   int64         // bytes since left was last filled up
+	count   atomic.Int64  // bytes in all
 	err     error
 }
 
@@ -77,7 +79,11 @@ func steady(w http.ResponseWriter, r *http.Request, idle time.Duration) *steadyB
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	b := &steadyBody{body: r.Body, control: http.NewResponseController(w), idle: idle}
+	if r.ProtoMajor > 1 {
+		idle *= 2 // a relay, whose own clock runs first
+	}
+	b := &steadyBody{body: r.Body, control: http.NewResponseController(w), idle: idle, left: idle}
+	// What the handler leaves unread the server reads, with this deadline.
 	_ = b.control.SetReadDeadline(time.Now().Add(idle))
 	r.Body = b
 	return b
@@ -87,9 +93,15 @@ func (b *steadyBody) Read(p []byte) (int, error) {
 	if b.err != nil {
 		return 0, b.err
 	}
+	started := time.Now()
+	_ = b.control.SetReadDeadline(started.Add(b.left))
 	n, err := b.body.Read(p)
+	b.left -= time.Since(started)
 	b.fresh += int64(n)
 	b.count.Add(int64(n))
+	if b.fresh >= minProgress {
+		b.fresh, b.left = 0, b.idle
+	}
 	switch {
 	case errors.Is(err, io.EOF):
 		// The server now watches the connection for a hang-up, which must not end by our deadline.
@@ -97,9 +109,6 @@ func (b *steadyBody) Read(p []byte) (int, error) {
 		b.err = io.EOF
 	case err != nil:
 		b.err = &bodyError{err: err}
-	case b.fresh >= minProgress:
-		b.fresh = 0
-		_ = b.control.SetReadDeadline(time.Now().Add(b.idle))
 	}
 	return n, b.err
 }
@@ -108,21 +117,35 @@ func (b *steadyBody) Close() error { return b.body.Close() }
 
 // sendBytes sends a body that is in memory, to a client that may not keep it there for ever.
 func sendBytes(w http.ResponseWriter, body []byte, idle time.Duration) error {
-	_, err := copySteady(w, bytes.NewReader(body), int64(len(body)), idle)
-	return err
+	steady := &steadyWriter{w: w, control: http.NewResponseController(w), idle: idle}
+	defer func() { _ = steady.control.SetWriteDeadline(time.Time{}) }()
+	for len(body) > 0 {
+		n, err := steady.Write(body[:min(len(body), steadyBuffer)])
+		if err != nil {
+			return err
+		}
+		body = body[n:]
+	}
+	return nil
 }
 
-// steadyCopy is how much a client must take within an idle time.
-const steadyCopy = 512 << 10
+const (
+	steadyCopy   = 512 << 10 // how much of a file a client must take within an idle time
+	steadyBuffer = 64 << 10  // the same for what isn't a file
+)
 
 // copySteady sends n bytes of src. The deadline moves with each piece, so a slow client lives and a stuck one doesn't hold
-// the file for ever. The pieces go to w as limited readers, from which a TCP connection makes sendfile.
+// the file for ever. A file goes to w in limited readers, from which a TCP connection makes sendfile; of anything else only
+// the time that the client takes counts.
 func copySteady(w http.ResponseWriter, src io.Reader, n int64, idle time.Duration) (int64, error) {
-	control := http.NewResponseController(w)
-	defer func() { _ = control.SetWriteDeadline(time.Time{}) }()
+	steady := &steadyWriter{w: w, control: http.NewResponseController(w), idle: idle}
+	defer func() { _ = steady.control.SetWriteDeadline(time.Time{}) }()
+	if _, ok := src.(*os.File); !ok {
+		return io.CopyBuffer(steady, io.LimitReader(src, n), make([]byte, min(steadyBuffer, max(n, 1))))
+	}
 	var sent int64
 	for sent < n {
-		_ = control.SetWriteDeadline(time.Now().Add(idle))
+		steady.extend()
 		m, err := io.CopyN(w, src, min(steadyCopy, n-sent))
 		sent += m
 		if err != nil {
@@ -130,4 +153,18 @@ func copySteady(w http.ResponseWriter, src io.Reader, n int64, idle time.Duratio
 		}
 	}
 	return sent, nil
+}
+
+// steadyWriter gives each write its own idle time.
+type steadyWriter struct {
+	w       io.Writer
+	control *http.ResponseController
+	idle    time.Duration
+}
+
+func (s *steadyWriter) extend() { _ = s.control.SetWriteDeadline(time.Now().Add(s.idle)) }
+
+func (s *steadyWriter) Write(p []byte) (int, error) {
+	s.extend()
+	return s.w.Write(p)
 }

@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"pier/blobsync"
+	"pier/blobsync/store"
 )
 
 func (f *fixture) begin(n *testNode, repo, query string) string {
@@ -198,4 +201,30 @@ func TestMount(t *testing.T) {
 	}
 	f.nodes[0].log.set(func(l *nodeLog) { l.alone = true })
 	f.want(f.do("POST", "/v2/t/blobs/uploads/?mount="+someDigest, nil), 202, "")
+}
+
+// A full disk refuses what would fill it, says so, and goes on serving what is there.
+func TestUploadOnFullDisk(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	n := f.nodes[0]
+	content := []byte("before")
+	d := f.pushBlob(n, "a", content)
+	loc := f.begin(n, "a", "")
+	full, err := store.Open(store.Config{Dir: n.dir, ReserveBytes: 1 << 60})
+	f.must(full, err)
+	roomy := n.api.blobs
+	n.api.blobs, err = blobsync.New(blobsync.Config{}, full, stateIndex{n.state}, &statePeers{node: n, fixture: f})
+	f.must(n.api.blobs, err)
+	for _, c := range []struct{ method, path string }{
+		{"POST", "/v2/a/blobs/uploads/"}, {"POST", "/v2/a/blobs/uploads/?digest=" + someDigest},
+		{"PATCH", loc}, {"PUT", loc + "?digest=" + digest.FromString("more").String()},
+	} {
+		got := f.want(f.do(c.method, c.path, []byte("more")), 503, codeUnavailable)
+		if !bytes.Contains(got.body, []byte("full")) || got.Header.Get("Retry-After") == "" {
+			t.Errorf("%s %s: %s", c.method, c.path, got.body)
+		}
+	}
+	f.wantBlob(n, "a", content, d)
+	n.api.blobs = roomy
+	f.want(f.do("PUT", loc+"?digest="+digest.FromString("more").String(), []byte("more")), 201, "")
 }
