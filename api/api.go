@@ -51,8 +51,11 @@ type Config struct {
 	ReadWait time.Duration
 	// RelayWait is how long an upload's node may be unreachable before the upload counts as gone (default 10 s).
 	RelayWait time.Duration
-	Logger    *slog.Logger
-	AccessLog *slog.Logger // nil writes none
+	// HolderWait is how long HEAD waits for a node that has the blob before it tells the client to push it again
+	// (default 3 s).
+	HolderWait time.Duration
+	Logger     *slog.Logger
+	AccessLog  *slog.Logger // nil writes none
 }
 
 // Validate reports every fault at once.
@@ -67,6 +70,7 @@ func (c Config) Validate() error {
 	}{
 		{"MaxInFlight", int64(c.MaxInFlight)}, {"MaxQueue", int64(c.MaxQueue)}, {"QueueWait", int64(c.QueueWait)},
 		{"BodyIdle", int64(c.BodyIdle)}, {"ReadWait", int64(c.ReadWait)}, {"RelayWait", int64(c.RelayWait)},
+		{"HolderWait", int64(c.HolderWait)},
 	} {
 		if n.value < 0 {
 			faults = append(faults, fmt.Errorf("%s is negative", n.name))
@@ -88,6 +92,7 @@ func (c *Config) fill() {
 	orDefault(&c.BodyIdle, defaultBodyIdle)
 	orDefault(&c.ReadWait, 5*time.Second)
 	orDefault(&c.RelayWait, 10*time.Second)
+	orDefault(&c.HolderWait, 3*time.Second)
 	if c.Alive == nil {
 		c.Alive = func(fsm.NodeID) bool { return true }
 	}
@@ -283,6 +288,14 @@ func (a *API) catchUp(ctx context.Context) error {
 		return &Unavailable{Reason: "no quorum answered in time", Err: err}
 	}
 	return err
+}
+
+// afterStart makes the first reads of a node that comes back wait until it has heard what was deleted meanwhile. Where no
+// quorum can tell, its own state has to do.
+func (a *API) afterStart(ctx context.Context) {
+	if a.cfg.Ready(false) != nil {
+		_ = a.catchUp(ctx)
+	}
 }
 
 // reason is the text of err as it may stand in a quoted header.

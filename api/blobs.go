@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -26,6 +28,7 @@ const (
 // findBlob looks up a blob of a repository: in the local state, and when it isn't there, in the current one. Without a
 // quorum nobody knows, and that is an ErrUnavailable and not a 404.
 func (a *API) findBlob(ctx context.Context, repo fsm.Repo, d digest.Digest) (blobsync.Blob, error) {
+	a.afterStart(ctx)
 	b, err := a.state.Blob(repo, d)
 	if errors.Is(err, fsm.ErrBlobUnknown) || errors.Is(err, fsm.ErrNameUnknown) {
 		if err := a.catchUp(ctx); err != nil {
@@ -63,11 +66,8 @@ func (a *API) headBlob(w http.ResponseWriter, r *http.Request, rt route) error {
 	if err != nil {
 		return err
 	}
-	if !a.blobs.Reachable(r.Context(), b) {
-		if r.Context().Err() != nil {
-			return r.Context().Err()
-		}
-		return fsm.ErrBlobUnknown
+	if err := a.awaitHolder(r.Context(), b); err != nil {
+		return err
 	}
 	describeBlob(w, b.Digest)
 	if done, err := preconditions(w, r, b.Digest); done || err != nil {
@@ -76,6 +76,67 @@ func (a *API) headBlob(w http.ResponseWriter, r *http.Request, rt route) error {
 	w.Header().Set("Content-Length", strconv.FormatInt(b.Size, 10))
 	w.WriteHeader(http.StatusOK)
 	return nil
+}
+
+// awaitHolder gives the nodes that hold the blob a little time to come back, when there are others than this one.
+func (a *API) awaitHolder(ctx context.Context, b blobsync.Blob) error {
+	deadline := time.Now().Add(a.cfg.HolderWait)
+	for {
+		if a.blobs.Reachable(ctx, b) {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if time.Now().After(deadline) || !a.hasPeers() {
+			return fsm.ErrBlobUnknown
+		}
+		if err := pause(ctx, relayPause); err != nil {
+			return err
+		}
+	}
+}
+
+// hasPeers reports whether another node may come back with what this one lacks.
+func (a *API) hasPeers() bool {
+	nodes, err := a.state.Nodes()
+	if err != nil {
+		a.logger.Warn("can't read the nodes", "err", err)
+	}
+	return slices.ContainsFunc(nodes, func(n fsm.Node) bool { return n.ID != a.cfg.Node && !n.Away })
+}
+
+const (
+	// holderWait is how long a blob's only holder may take to come back, as a node that restarts does, before a client is told
+	// to upload again.
+	holderWait = 5 * time.Second
+	holderPoll = 200 * time.Millisecond
+)
+
+// reachable tells whether a node that answers has the blob.
+func (a *API) reachable(ctx context.Context, b blobsync.Blob) bool {
+	ctx, cancel := context.WithTimeout(ctx, holderWait)
+	defer cancel()
+	poll := time.NewTicker(holderPoll)
+	defer poll.Stop()
+	for !a.blobs.Reachable(ctx, b) {
+		if !a.mayReturn(b) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-poll.C:
+		}
+	}
+	return true
+}
+
+// mayReturn says that the blob's origin is still a member, so that its copy may only be away for a while.
+func (a *API) mayReturn(b blobsync.Blob) bool {
+	nodes, err := a.state.Nodes()
+	return err == nil && string(b.Origin) != string(a.cfg.Node) &&
+		slices.ContainsFunc(nodes, func(n fsm.Node) bool { return string(n.ID) == string(b.Origin) })
 }
 
 // getBlob sends a blob or a part of it, from the disk or through this node from one that holds it.

@@ -8,7 +8,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -128,6 +130,18 @@ func TestBlobElsewhere(t *testing.T) {
 	f.wantHeader(got, "Cache-Control: ", "ETag: ")
 	// A mount must not count on it either.
 	f.want(f.do("POST", "/v2/b/blobs/uploads/?mount="+d.String()+"&from=a", nil), 202, "")
+}
+
+// A holder that is back in time is waited for.
+func TestHeadWaitsForHolder(t *testing.T) {
+	f := newFixture(t, 2, func(c *Config) { c.HolderWait = time.Minute })
+	f.setPeer("node-1", "127.0.0.1:1")
+	f.setPeer("node-0", "127.0.0.1:1")
+	d := f.pushBlob(f.nodes[1], "a", []byte("away"))
+	var work sync.WaitGroup
+	work.Go(func() { f.want(f.do("HEAD", "/v2/a/blobs/"+d.String(), nil), 200, "") })
+	f.setPeer("node-1", f.nodes[1].peer)
+	work.Wait()
 }
 
 // What a handler writes to keeps the connection's ReadFrom, by which a file goes out with sendfile.

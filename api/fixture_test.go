@@ -189,7 +189,7 @@ func (f *fixture) start(id fsm.NodeID, change func(*Config)) *testNode {
 	n.relayTransport = transport
 	n.blobs, err = blobsync.New(blobsync.Config{EnsureTimeout: 10 * time.Second}, n.store, stateIndex{n.state}, &statePeers{node: n, fixture: f, transport: transport})
 	f.must(n.blobs, err)
-	cfg := Config{Node: id, Name: string(id), Relay: transport, RelayWait: time.Millisecond, Logger: slog.New(slog.DiscardHandler)}
+	cfg := Config{Node: id, Name: string(id), Relay: transport, RelayWait: time.Millisecond, HolderWait: time.Millisecond, Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&cfg)
 	}

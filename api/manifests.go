@@ -31,6 +31,7 @@ const (
 // nobody can be asked about is an ErrUnavailable, never a 404.
 func (a *API) findManifest(w http.ResponseWriter, r *http.Request, rt route) (fsm.ManifestInfo, error) {
 	if rt.tag == "" {
+		a.afterStart(r.Context())
 		info, err := a.state.StatManifest(rt.repo, rt.digest)
 		if unknown(err) {
 			if err := a.catchUp(r.Context()); err != nil {
