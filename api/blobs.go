@@ -106,39 +106,6 @@ func (a *API) hasPeers() bool {
 	return slices.ContainsFunc(nodes, func(n fsm.Node) bool { return n.ID != a.cfg.Node && !n.Away })
 }
 
-const (
-	// holderWait is how long a blob's only holder may take to come back, as a node that restarts does, before a client is told
-	// to upload again.
-	holderWait = 5 * time.Second
-	holderPoll = 200 * time.Millisecond
-)
-
-// reachable tells whether a node that answers has the blob.
-func (a *API) reachable(ctx context.Context, b blobsync.Blob) bool {
-	ctx, cancel := context.WithTimeout(ctx, holderWait)
-	defer cancel()
-	poll := time.NewTicker(holderPoll)
-	defer poll.Stop()
-	for !a.blobs.Reachable(ctx, b) {
-		if !a.mayReturn(b) {
-			return false
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-poll.C:
-		}
-	}
-	return true
-}
-
-// mayReturn says that the blob's origin is still a member, so that its copy may only be away for a while.
-func (a *API) mayReturn(b blobsync.Blob) bool {
-	nodes, err := a.state.Nodes()
-	return err == nil && string(b.Origin) != string(a.cfg.Node) &&
-		slices.ContainsFunc(nodes, func(n fsm.Node) bool { return string(n.ID) == string(b.Origin) })
-}
-
 // getBlob sends a blob or a part of it, from the disk or through this node from one that holds it.
 func (a *API) getBlob(w http.ResponseWriter, r *http.Request, rt route) error {
 	b, err := a.findBlob(r.Context(), rt.repo, rt.digest)

@@ -73,7 +73,7 @@ func (a *API) mount(w http.ResponseWriter, r *http.Request, rt route, query url.
 	if err != nil {
 		return false, err
 	}
-	if !a.reachable(r.Context(), b) {
+	if a.awaitHolder(r.Context(), b) != nil {
 		return false, r.Context().Err()
 	}
 	_, err = a.log.Propose(r.Context(), fsm.MountBlob{Repo: rt.repo, From: from, Digest: d})

@@ -33,7 +33,8 @@ func (c *Cluster) Members() []Member {
 	var out []Member
 	for _, s := range c.servers() {
 		id := NodeID(s.ID)
-		m := Member{ID: id, Address: string(s.Address), Role: c.roleOf(id), State: stateDead, Self: id == c.ID()}
+		// Whom gossip hasn't heard of may well be alive: a node that has just started knows nobody yet.
+		m := Member{ID: id, Address: string(s.Address), Role: c.roleOf(id), State: stateSuspect, Self: id == c.ID()}
 		if i := slices.IndexFunc(records, func(r Record) bool { return r.ID == id }); i >= 0 {
 			m.Name, m.API = records[i].Name, records[i].API
 		}

@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"pier/cluster/port"
 )
 
@@ -203,15 +201,4 @@ func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
 		return false
 	}
 	return true
-}
-
-// eachLive asks every other member that gossip doesn't call dead, all at once.
-func (c *Cluster) eachLive(ctx context.Context, ask func(context.Context, NodeID) error) error {
-	var group errgroup.Group
-	for _, m := range c.Members() {
-		if !m.Self && (m.State == stateAlive || m.State == stateSuspect) {
-			group.Go(func() error { return ask(ctx, m.ID) })
-		}
-	}
-	return group.Wait()
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -143,14 +144,34 @@ func (c *Cluster) servePropose(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(append(binary.BigEndian.AppendUint64(nil, index), answer...))
 }
 
-// Spread waits, for at most two seconds, until every live member's state holds index.
+const (
+	spreadPatience = 2 * time.Second
+	// deadPatience is for members that gossip takes for dead: one that has just come back serves before gossip hears of it.
+	deadPatience = 300 * time.Millisecond
+)
+
+// Spread waits, for at most two seconds, until every member that answers has applied index. Whom gossip hasn't heard of
+// counts as alive: a node that has just started knows nobody yet.
 func (c *Cluster) Spread(ctx context.Context, index uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	return c.eachLive(ctx, func(ctx context.Context, id NodeID) error {
-		_, err := c.call(ctx, id, http.MethodPost, fmt.Sprintf("/cluster/applied?index=%d", index), nil)
-		return err
-	})
+	path := fmt.Sprintf("/cluster/applied?index=%d", index)
+	var group errgroup.Group
+	for _, s := range c.servers() {
+		id := NodeID(s.ID)
+		if id == c.ID() {
+			continue
+		}
+		patience := spreadPatience
+		if h, heard := c.gossip.hint(id); heard && (h.State == stateDead || h.State == stateLeft) {
+			patience = deadPatience
+		}
+		group.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			_, err := c.call(ctx, id, http.MethodPost, path, nil)
+			return err
+		})
+	}
+	return group.Wait()
 }
 
 // serveApplied answers once this node's state holds the index.

@@ -94,7 +94,9 @@ func (c *Cluster) Status(ctx context.Context) (Status, error) {
 				mu.Lock()
 				silent++
 				mu.Unlock()
-				if n.State == stateAlive {
+				if _, heard := c.gossip.hint(m.ID); !heard {
+					n.State = stateDead
+				} else if n.State == stateAlive {
 					n.State = stateSuspect
 				}
 			} else {
