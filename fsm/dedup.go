@@ -19,6 +19,9 @@ func (c *change) recall(id Identity) ([]byte, error) {
 	if id.Node == "" {
 		return nil, nil
 	}
+	if err := checkID(string(id.Node)); err != nil {
+		return nil, err
+	}
 	var p proposer
 	c.record(bucketProposers, []byte(id.Node), &p)
 	if id.Epoch < p.Epoch {

@@ -24,6 +24,7 @@ var (
 	ErrStale           = errors.New("the command was given up by its proposer")
 	ErrLevel           = errors.New("a member does not understand this command yet")
 	ErrHalted          = errors.New("the state has stopped applying")
+	ErrIDInvalid       = errors.New("not an ID: 1 to 255 bytes, no control characters")
 )
 
 // ManifestError says what is wrong with a manifest. It is an ErrManifestInvalid.
@@ -59,4 +60,5 @@ func (e *EpochError) Error() string {
 var refusals = []error{
 	ErrNameInvalid, ErrTagInvalid, ErrDigestInvalid, ErrNameUnknown, ErrManifestUnknown, ErrManifestTooBig, ErrBlobUnknown,
 	ErrConditionFailed, ErrSizeMismatch, ErrInviteUnknown, ErrInviteExpired, ErrStale, ErrLevel, ErrHalted,
+	ErrIDInvalid,
 }

@@ -3,6 +3,8 @@ package fsm
 import (
 	"fmt"
 	"regexp"
+	"strings"
+	"unicode"
 
 	"github.com/opencontainers/go-digest"
 
@@ -20,7 +22,10 @@ type Tag string
 // NodeID is the ID under which a node takes part in the cluster.
 type NodeID string
 
-const maxRepo = 255
+const (
+	maxRepo = 255
+	maxID   = 255
+)
 
 var (
 	repoGrammar = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
@@ -41,6 +46,15 @@ func ParseTag(s string) (Tag, error) {
 		return "", fmt.Errorf("%w: %.80q", ErrTagInvalid, s)
 	}
 	return Tag(s), nil
+}
+
+// checkID refuses an ID or a name that can't be a key of the file: an entry of the log that can't be applied would stop
+// every node, at each start anew.
+func checkID(s string) error {
+	if len(s) == 0 || len(s) > maxID || strings.ContainsFunc(s, unicode.IsControl) {
+		return fmt.Errorf("%w: %.80q", ErrIDInvalid, s)
+	}
+	return nil
 }
 
 // ParseDigest checks a digest: sha256 or sha512 with as many hex digits as that takes.

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -17,6 +18,9 @@ type Node struct {
 }
 
 func (b BootNode) apply(c *change) (Answer, error) {
+	if err := checkID(string(b.ID)); err != nil {
+		return nil, err
+	}
 	var known Node
 	if c.record(bucketNodes, []byte(b.ID), &known) {
 		if b.Epoch < known.Epoch || b.Epoch == known.Epoch && b.Nonce != known.Nonce {
@@ -61,6 +65,9 @@ func (s *State) Nodes() ([]Node, error) {
 }
 
 func (i CreateInvite) apply(c *change) (Answer, error) {
+	if err := checkID(hex.EncodeToString(i.Hash)); err != nil {
+		return nil, err
+	}
 	c.put(bucketInvites, i.Hash, number(uint64(max(i.Expires, 0))))
 	return InviteAnswer{}, nil
 }
@@ -79,6 +86,9 @@ func (r RedeemInvite) apply(c *change) (Answer, error) {
 }
 
 func (s SetSetting) apply(c *change) (Answer, error) {
+	if err := checkID(s.Key); err != nil {
+		return nil, err
+	}
 	if s.Value == "" {
 		c.del(bucketSettings, []byte(s.Key))
 	} else {

@@ -1,0 +1,84 @@
+package fsm
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// goldens has one of each command.
+func goldens() []Command {
+	d := digest.FromString("x")
+	return []Command{
+		PutManifest{Repo: "team/app", Digest: d, MediaType: TypeOCIManifest, Body: []byte(`{}`), Tags: []Tag{"a", "b"}, If: Condition{Digest: d}},
+		DeleteManifest{Repo: "team/app", Digest: d}, DeleteTag{Repo: "team/app", Tag: "a"},
+		LinkBlob{Repo: "team/app", Digest: d, Size: 1 << 40, Origin: "n1"}, MountBlob{Repo: "a", From: "b", Digest: d},
+		DeleteBlob{Repo: "a", Digest: d},
+		BootNode{ID: "n1", Name: "one", API: "a:1", Cluster: "a:2", Version: "v1", Epoch: 7, Level: 1, Nonce: "x"},
+		ForgetNode{ID: "n1"}, MarkNode{ID: "n1", Away: true, Draining: true},
+		CreateInvite{Hash: []byte("h"), Expires: 1e12}, RedeemInvite{Hash: []byte("h")},
+		SetSetting{Key: "k", Value: "v"},
+	}
+}
+
+// The bytes of a command are in logs that outlive the process that wrote them.
+func TestGoldenBytes(t *testing.T) {
+	covered := map[reflect.Type]bool{}
+	for _, c := range goldens() {
+		covered[reflect.TypeOf(c)] = true
+		name := filepath.Join("testdata", "golden", reflect.TypeOf(c).Name())
+		data, err := Encode(Identity{Node: "n1", Epoch: 2, Seq: 3, Done: 1}, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *update {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, data, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(data, want) {
+			t.Errorf("%T is written as %x, was %x", c, data, want)
+		}
+		id, back, err := Decode(want)
+		again, againErr := Encode(id, back)
+		if err != nil || againErr != nil || !bytes.Equal(again, want) {
+			t.Errorf("%T reads back as %+v, %+v, %v", c, id, back, err)
+		}
+	}
+	for _, k := range commandTypes[1:] {
+		if !covered[k] {
+			t.Errorf("%s has no golden bytes", k)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, c := range goldens() {
+		data, err := Encode(Identity{Node: "n"}, c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		id, c, err := Decode(data)
+		if err != nil {
+			return
+		}
+		if _, err := Encode(id, c); err != nil {
+			t.Error(err)
+		}
+	})
+}
