@@ -44,15 +44,11 @@ func (s *State) Snapshots() raft.SnapshotStore { return snapshots{s} }
 
 type snapshots struct{ s *State }
 
-// Create makes a sink: for this node's own snapshot one that needs no bytes, for a received one a file.
+// Create makes a sink. Its file comes with the first byte: this node's own snapshot needs none, and must not need room on
+// a full disk, since the log is cut behind it.
 func (v snapshots) Create(version raft.SnapshotVersion, index, term uint64, cfg raft.Configuration, cfgIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
-	id := uuid.NewString()
-	f, err := os.OpenFile(v.s.cfg.Path+receivedSuffix+id, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("make a file for a snapshot: %w", err)
-	}
-	meta := raft.SnapshotMeta{Version: version, ID: id, Index: index, Term: term, Configuration: cfg, ConfigurationIndex: cfgIndex}
-	return &sink{s: v.s, f: f, meta: meta}, nil
+	meta := raft.SnapshotMeta{Version: version, ID: uuid.NewString(), Index: index, Term: term, Configuration: cfg, ConfigurationIndex: cfgIndex}
+	return &sink{s: v.s, meta: meta}, nil
 }
 
 // List gives the snapshots that can be opened, newest first.
@@ -140,7 +136,7 @@ func (s *State) openOwn() (*raft.SnapshotMeta, io.ReadCloser, error) {
 // sink takes a snapshot's bytes. One that got none is this node's own and keeps nothing.
 type sink struct {
 	s    *State
-	f    *os.File
+	f    *os.File // nil before the first byte
 	meta raft.SnapshotMeta
 	done bool // Raft closes a sink that its snapshot has closed already
 }
@@ -148,13 +144,20 @@ type sink struct {
 func (k *sink) ID() string { return k.meta.ID }
 
 func (k *sink) Write(p []byte) (int, error) {
+	if k.f == nil {
+		f, err := os.OpenFile(k.s.cfg.Path+receivedSuffix+k.meta.ID, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+		if err != nil {
+			return 0, fmt.Errorf("make a file for a snapshot: %w", err)
+		}
+		k.f = f
+	}
 	n, err := k.f.Write(p)
 	k.meta.Size += int64(n)
 	return n, err
 }
 
 func (k *sink) Cancel() error {
-	if k.done {
+	if k.done || k.f == nil {
 		return nil
 	}
 	k.done = true
@@ -162,14 +165,15 @@ func (k *sink) Cancel() error {
 }
 
 func (k *sink) Close() error {
-	if k.done || k.meta.Size == 0 {
-		return k.Cancel()
+	if k.done || k.f == nil {
+		return nil
 	}
 	if err := k.f.Sync(); err != nil {
 		_ = k.Cancel()
 		return fmt.Errorf("sync the received snapshot: %w", err)
 	}
 	k.done = true
+	k.s.dropReceived() // Raft takes in one at a time: what is still here wasn't installed and won't be
 	k.s.mu.Lock()
 	defer k.s.mu.Unlock()
 	k.s.received[k.meta.ID] = &received{path: k.f.Name(), meta: k.meta}
@@ -177,58 +181,58 @@ func (k *sink) Close() error {
 }
 
 // Restore puts a received snapshot in the file's place: copied and checked first, then swapped by rename, so that a crash
-// leaves the old file or the new one. Queries under way end on the old one.
+// leaves the old file or the new one. Queries under way end on the old one. Whatever comes of it, the received file goes:
+// after a failure Raft sends the snapshot anew.
 func (s *State) Restore(r io.ReadCloser) error {
+	defer s.dropReceived()
 	next := s.cfg.Path + receivedSuffix + "next"
 	if err := copyChecked(next, r); err != nil {
-		return err
+		return errors.Join(err, os.Remove(next))
 	}
 	db, err := openFile(next)
 	if err != nil {
-		return err
+		return errors.Join(err, os.Remove(next))
 	}
 	var index uint64
 	err = db.View(func(tx *bolt.Tx) error {
 		index = readNumber(tx, keyApplied)
 		return nil
 	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		return err
+	if err == nil {
+		err = os.Rename(next, s.cfg.Path)
 	}
-	if err := s.replace(next); err != nil {
-		s.halt(err)
-		return err
+	if err != nil {
+		return fmt.Errorf("install the snapshot: %w", errors.Join(err, db.Close(), os.Remove(next)))
 	}
+	if err := syncDir(filepath.Dir(s.cfg.Path)); err != nil {
+		s.halt(err) // nobody knows which of the two files a restart would find
+		return errors.Join(err, db.Close())
+	}
+	old := s.swapIn(db)
 	s.mu.Lock()
 	s.installs++
 	s.applied = index
+	s.mu.Unlock()
+	s.advance(index)
+	return old.Close()
+}
+
+// swapIn gives the old file back, on which queries may still be under way: closing it waits for them.
+func (s *State) swapIn(db *bolt.DB) *bolt.DB {
+	s.swap.Lock()
+	defer s.swap.Unlock()
+	old := s.db
+	s.db = db
+	return old
+}
+
+func (s *State) dropReceived() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for id, got := range s.received {
 		_ = os.Remove(got.path)
 		delete(s.received, id)
 	}
-	s.mu.Unlock()
-	s.advance(index)
-	return nil
-}
-
-func (s *State) replace(next string) error {
-	s.swap.Lock()
-	defer s.swap.Unlock()
-	if err := s.db.Close(); err != nil {
-		return fmt.Errorf("close the old state: %w", err)
-	}
-	if err := os.Rename(next, s.cfg.Path); err != nil {
-		return fmt.Errorf("install the snapshot: %w", err)
-	}
-	if err := syncDir(filepath.Dir(s.cfg.Path)); err != nil {
-		return err
-	}
-	db, err := openFile(s.cfg.Path)
-	if err != nil {
-		return err
-	}
-	s.db = db
-	return nil
 }
 
 // copyChecked writes all but the trailing checksum to path, fsynced, and refuses bytes that don't match it.

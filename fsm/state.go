@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -28,7 +27,7 @@ type Config struct {
 type State struct {
 	cfg Config
 
-	// swap is held for reading by each query and for writing while an installed snapshot takes the file's place.
+	// swap is held for reading while a transaction begins, and for writing while an installed snapshot takes the file's place.
 	swap sync.RWMutex
 	db   *bolt.DB
 
@@ -68,9 +67,13 @@ func Open(cfg Config) (*State, error) {
 	return s, nil
 }
 
+// mapped is how much of the address space the file gets at once. A file that outgrows its mapping is mapped anew, for which
+// bbolt waits until all reads have ended: what is applied would wait for a copy of the state.
+const mapped = 8 << 30
+
 func openFile(path string) (*bolt.DB, error) {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
-		Timeout: 5 * time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType,
+		Timeout: 5 * time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType, InitialMmapSize: mapped,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the state file %s: %w", path, err)
@@ -94,9 +97,7 @@ func openFile(path string) (*bolt.DB, error) {
 func (s *State) Close() error {
 	s.swap.Lock()
 	defer s.swap.Unlock()
-	for _, r := range s.received {
-		_ = os.Remove(r.path)
-	}
+	s.dropReceived()
 	return s.db.Close()
 }
 
@@ -259,11 +260,16 @@ func (s *State) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// view runs a short read transaction.
+// view runs a read transaction, to its end on the file with which it began.
 func (s *State) view(fn func(*bolt.Tx) error) error {
 	s.swap.RLock()
-	defer s.swap.RUnlock()
-	return s.db.View(fn)
+	tx, err := s.db.Begin(false)
+	s.swap.RUnlock()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	return fn(tx)
 }
 
 func decode(data []byte, v any) error {
