@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -172,15 +173,21 @@ func (s *Sync) Run(ctx context.Context) error {
 	return err
 }
 
-// follow reads the feed from where it stands; after an installed snapshot, and once an interval, from the beginning.
+// follow reads the feed from where it stands; after an installed snapshot, when other nodes are to hold blobs than before, and
+// once an interval, from the beginning.
 func (s *Sync) follow(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.CompareInterval)
 	defer tick.Stop()
 	var since uint64
 	var after digest.Digest
 	installs := s.index.Installs()
+	var before []Node
 	for {
 		changed := s.index.Changed()
+		nodes := s.peers.Nodes()
+		if !slices.EqualFunc(nodes, before, samePlace) {
+			before, since, after = nodes, 0, ""
+		}
 		if n := s.index.Installs(); n != installs {
 			installs, since, after = n, 0, ""
 		}
@@ -190,7 +197,6 @@ func (s *Sync) follow(ctx context.Context) error {
 				s.cfg.Logger.Error("can't read what is wanted", "err", err)
 				break
 			}
-			nodes := s.peers.Nodes()
 			for _, b := range blobs {
 				s.consider(b, nodes)
 				since, after = b.Since, b.Digest
@@ -209,6 +215,9 @@ func (s *Sync) follow(ctx context.Context) error {
 		}
 	}
 }
+
+// samePlace reports whether two nodes mean the same for where blobs belong.
+func samePlace(a, b Node) bool { return a.ID == b.ID && a.Away == b.Away && a.Draining == b.Draining }
 
 // consider puts a blob on the list of what is missing when this node should have it and hasn't.
 func (s *Sync) consider(b Blob, nodes []Node) {

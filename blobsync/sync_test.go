@@ -163,6 +163,23 @@ func TestReplicasAreHandedOver(t *testing.T) {
 	}
 }
 
+// A newcomer reads in the log of blobs that were linked before it was a member.
+func TestANewcomerGetsWhatWasThereBefore(t *testing.T) {
+	g := newGrid(t, 2, Config{CompareInterval: time.Hour}, 0)
+	newcomer := &gridNode{id: "n3", grid: g}
+	newcomer.build(Config{CompareInterval: time.Hour})
+	newcomer.run()
+	before := g.nodes[0].push(payload(1000, "before"))
+	g.nodes[1].arrives(before)
+	if newcomer.has(before) {
+		t.Fatal("a stranger fetched a blob")
+	}
+	g.join(newcomer)
+	after := g.nodes[0].push(payload(1000, "after"))
+	newcomer.arrives(after)
+	newcomer.arrives(before)
+}
+
 func TestOnlyOn(t *testing.T) {
 	g := newGrid(t, 2, Config{}, 0)
 	shared := g.nodes[0].push(payload(10, "s"))
