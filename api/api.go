@@ -176,13 +176,37 @@ func (a *API) router(full bool) http.Handler {
 	r.Get("/readyz", a.readyz)
 	r.Head("/readyz", a.readyz)
 	r.Get("/metrics", a.serveMetrics)
+	r.Head("/metrics", a.serveMetrics)
 	r.Route("/api/v1", func(r chi.Router) {
 		r.Use(routeNamed("control"))
 		a.controlRoutes(r, full)
 	})
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) { a.fail(w, r, errNoEndpoint) })
-	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { a.fail(w, r, errMethod) })
+	r.MethodNotAllowed(a.otherMethod(r, registry))
 	return r
+}
+
+// otherMethod answers what the router has no method for. A method that HTTP doesn't define ends here on every path, so the
+// registry's own table has to be asked, and so has whether there is anything at the path.
+func (a *API) otherMethod(routes chi.Routes, registry http.Handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == prefix || strings.HasPrefix(r.URL.Path, prefix+"/") {
+			registry.ServeHTTP(w, r)
+			return
+		}
+		var known []string
+		for _, m := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete} {
+			if routes.Match(chi.NewRouteContext(), m, r.URL.Path) {
+				known = append(known, m)
+			}
+		}
+		if known == nil {
+			a.fail(w, r, errNoEndpoint)
+			return
+		}
+		w.Header().Set("Allow", strings.Join(known, ", "))
+		a.fail(w, r, errMethod)
+	}
 }
 
 // routeNamed labels what passes for the metrics.

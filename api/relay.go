@@ -42,12 +42,12 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, rt route) error {
 		if err == nil {
 			return nil
 		}
-		if r.Context().Err() != nil {
-			return r.Context().Err()
-		}
 		var owner *ownerError
 		if !errors.As(err, &owner) {
-			return err
+			return err // the client's own fault, which it may still be there to hear of
+		}
+		if r.Context().Err() != nil {
+			return r.Context().Err()
 		}
 		if spent || time.Now().After(deadline) {
 			a.logger.Warn("the node that has an upload can't be reached", "peer", rt.owner,
