@@ -109,6 +109,7 @@ func TestHealth(t *testing.T) {
 	f.want(f.do("GET", "/healthz", nil), 200, "")
 	f.want(f.do("GET", "/readyz", nil), 200, "")
 	got := f.want(f.do("GET", "/readyz?for=push", nil), 503, codeUnavailable)
+	f.wantHeader(got, "Retry-After: 3")
 	if !bytes.Contains(got.body, []byte("no leader")) {
 		t.Errorf("the reason is missing: %s", got.body)
 	}

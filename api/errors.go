@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -65,6 +66,7 @@ const (
 	defaultRetry          = 3 * time.Second
 	maxDetails            = 100 // digests that an answer lists
 	adviceUploadUnknown   = "this upload is not known: it was finished, cancelled, has expired, or its node is gone; start the blob again with a POST"
+	adviceDisk            = "the disk of this node fails; its log says how; use another node"
 	adviceManifestUnknown = "no such manifest in this repository; tags/list shows its tags"
 )
 
@@ -115,6 +117,12 @@ var sentinels = []struct {
 	{blobsync.ErrNoSpace, problem{status: 503, code: codeUnavailable, message: "the disk of this node is full: no uploads until space is made or another node is used; pulls go on", retry: 30 * time.Second}},
 	{blobsync.ErrNoHolder, problem{status: 503, code: codeUnavailable, message: "no node that holds this blob can be reached now", retry: defaultRetry}},
 	{ErrUnavailable, problem{status: 503, code: codeUnavailable, message: "the cluster can't answer this now", retry: defaultRetry}},
+	{syscall.EIO, problem{status: 503, code: codeUnavailable, message: adviceDisk, retry: 30 * time.Second}},
+	{syscall.EROFS, problem{status: 503, code: codeUnavailable, message: adviceDisk, retry: 30 * time.Second}},
+	{syscall.EMFILE, problem{status: 503, code: codeUnavailable, message: "this node has as many files and connections open as it may; try again or use another node", retry: defaultRetry}},
+	{context.DeadlineExceeded, problem{status: 503, code: codeUnavailable, message: "the answer took too long; try again", retry: defaultRetry}},
+	// A client that went away cancels too, but fail sees to that.
+	{context.Canceled, problem{status: 503, code: codeUnavailable, message: "this node broke off, since it is stopping; try again or use another node", retry: defaultRetry}},
 }
 
 // explain turns what a handler returned into an answer. An error that the table doesn't know is a fault of ours: 500, with
@@ -132,12 +140,6 @@ func explain(err error) *problem {
 			p := sentinels[i].answer
 			return &p
 		}
-	}
-	if errors.Is(err, context.Canceled) {
-		return explain(errClientGone)
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return &problem{status: 503, code: codeUnavailable, message: "the answer took too long; try again", retry: defaultRetry}
 	}
 	return refuse(500, codeUnknown, "a fault inside the registry; its log has the details under this X-Request-Id")
 }
@@ -213,7 +215,7 @@ type errorEntry struct {
 // write sends the problem. Headers that describe content go, since no content comes.
 func (p *problem) write(w http.ResponseWriter) {
 	h := w.Header()
-	for _, name := range []string{"ETag", "Cache-Control", "Content-Range", "Accept-Ranges", "Last-Modified"} {
+	for _, name := range []string{"ETag", "Cache-Control", "Content-Range", "Accept-Ranges", headerDigest} {
 		if name != "Content-Range" || p.status != http.StatusRequestedRangeNotSatisfiable {
 			h.Del(name)
 		}

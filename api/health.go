@@ -12,7 +12,9 @@ func (a *API) healthz(w http.ResponseWriter, r *http.Request) {
 func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	exchangeOf(r.Context()).route = "readyz"
 	if err := a.cfg.Ready(r.URL.Query().Get("for") == "push"); err != nil {
-		refuse(http.StatusServiceUnavailable, codeUnavailable, "not ready: %v", err).write(w)
+		p := refuse(http.StatusServiceUnavailable, codeUnavailable, "not ready: %v", err)
+		p.retry = defaultRetry
+		p.write(w)
 		return
 	}
 	_ = writeJSON(w, "application/json", map[string]string{"status": "ready"})

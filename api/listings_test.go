@@ -109,6 +109,14 @@ func TestTagsAreCapped(t *testing.T) {
 	}
 }
 
+// Without a quorum a repository that this node hasn't heard of is not denied: another may have it.
+func TestTagsOfUnheardRepository(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	f.nodes[0].log.set(func(l *nodeLog) { l.alone = true })
+	got := f.want(f.do("GET", "/v2/unheard/tags/list", nil), 503, codeUnavailable)
+	f.wantHeader(got, "Retry-After: 2", "Warning: ")
+}
+
 func TestCatalog(t *testing.T) {
 	f := newFixture(t, 1, nil)
 	if got := f.do("GET", "/v2/_catalog", nil); string(got.body) != `{"repositories":[]}` {

@@ -2,15 +2,19 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/url"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
+	"pier/blobsync"
 	"pier/fsm"
 )
 
@@ -211,11 +215,47 @@ func TestManifestPushLosesQuorum(t *testing.T) {
 	f.wantHeader(got, "Retry-After: 2")
 }
 
+// failingLog is a log whose node is in trouble.
+type failingLog struct{ err error }
+
+func (l failingLog) Propose(context.Context, fsm.Command) (fsm.Answer, error) { return nil, l.err }
+func (l failingLog) Current(context.Context) error                            { return l.err }
+
+// What ends inside the node while the client is still there is no fault of the client's: docker tries a 503 again, and gives
+// up at a 4xx.
+func TestTroubleInsideIsUnavailable(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	for _, err := range []error{context.Canceled, context.DeadlineExceeded, fsm.ErrHalted, &os.PathError{Op: "write", Err: syscall.EIO}} {
+		f.nodes[0].api.log = failingLog{fmt.Errorf("wrapped: %w", err)}
+		for _, c := range []struct{ method, path string }{
+			{"GET", "/v2/_catalog"}, {"GET", "/v2/a/tags/list"}, {"GET", "/v2/a/manifests/t"}, {"HEAD", "/v2/a/manifests/" + someDigest},
+			{"HEAD", "/v2/a/blobs/" + someDigest}, {"GET", "/v2/a/blobs/" + someDigest}, {"DELETE", "/v2/a/manifests/t"},
+			{"DELETE", "/v2/a/blobs/" + someDigest}, {"POST", "/v2/a/blobs/uploads/?digest=" + someDigest}, {"GET", "/v2/a/referrers/" + someDigest},
+		} {
+			got := f.want(f.do(c.method, c.path, nil), 503, codeUnavailable)
+			if got.Header.Get("Retry-After") == "" || got.Header.Get("Content-Type") != "application/json" {
+				t.Errorf("%v: %s %s: %v", err, c.method, c.path, got.Header)
+			}
+		}
+	}
+}
+
+// A request that outlives the node's grace finds the state closed, and may be sent to another node.
+func TestStateClosed(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	f.must(nil, f.nodes[0].state.Close())
+	for _, path := range []string{"/v2/_catalog", "/v2/a/manifests/t", "/v2/a/blobs/" + someDigest} {
+		f.want(f.do("GET", path, nil), 503, codeUnavailable)
+	}
+}
+
 func TestExplainKnowsEveryError(t *testing.T) {
 	for _, err := range []error{
 		fsm.ErrNameInvalid, fsm.ErrTagInvalid, fsm.ErrDigestInvalid, fsm.ErrNameUnknown, fsm.ErrManifestUnknown, fsm.ErrManifestTooBig,
 		fsm.ErrBlobUnknown, fsm.ErrConditionFailed, fsm.ErrSizeMismatch, fsm.ErrStale, fsm.ErrLevel, fsm.ErrHalted,
 		&fsm.ManifestError{Reason: "x"}, &fsm.MissingError{}, &fsm.ReferencedError{}, ErrUnavailable, &Unavailable{},
+		blobsync.ErrUploadUnknown, blobsync.ErrUploadBusy, blobsync.ErrDigestMismatch, blobsync.ErrNoSpace, blobsync.ErrNoHolder, &blobsync.ShortError{},
+		&os.PathError{Err: syscall.EIO}, &os.PathError{Err: syscall.EROFS}, &os.PathError{Err: syscall.EMFILE}, context.DeadlineExceeded,
 	} {
 		p := explain(fmt.Errorf("wrapped: %w", err))
 		if p.status == 500 || p.message == "" || strings.Contains(p.message, "wrapped") {

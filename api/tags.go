@@ -17,11 +17,16 @@ func (a *API) getTags(w http.ResponseWriter, r *http.Request, rt route) error {
 	if err != nil {
 		return err
 	}
-	if _, err := a.current(w, r); err != nil {
+	stale, err := a.current(w, r)
+	if err != nil {
 		return err
 	}
 	// An empty page still tells whether there is such a repository.
 	tags, more, err := a.state.Tags(rt.repo, p.after, max(p.n, 1))
+	if unknown(err) && stale != nil {
+		w.Header().Del("Warning")
+		return stale
+	}
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/vmihailenco/msgpack/v5"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Config says where the state lives and whom to tell when it can't go on.
@@ -260,11 +261,14 @@ func (s *State) WaitApplied(ctx context.Context, index uint64) error {
 	}
 }
 
-// view runs a read transaction, to its end on the file with which it began.
+// view runs a read transaction, to its end on the file with which it began. After Close there is nothing to read: ErrHalted.
 func (s *State) view(fn func(*bolt.Tx) error) error {
 	s.swap.RLock()
 	tx, err := s.db.Begin(false)
 	s.swap.RUnlock()
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+		return fmt.Errorf("%w: its file is closed", ErrHalted)
+	}
 	if err != nil {
 		return err
 	}
