@@ -52,8 +52,11 @@ type Guard interface {
 	OnlyOn(ctx context.Context, id NodeID, limit int) (digests []string, total int, err error)
 }
 
-// Figures are a node's blobs and disk, for status.
-type Figures struct{ Blobs, BlobsMissing, Bytes, DiskFree int64 }
+// Figures are a node's blobs and disk, for status. MissingFor is how long the oldest missing blob has been missing.
+type Figures struct {
+	Blobs, BlobsMissing, Bytes, DiskFree int64
+	MissingFor                           time.Duration
+}
 
 // Config is a node's place in a cluster. Zero values of what has a default mean the default.
 type Config struct {

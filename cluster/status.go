@@ -28,10 +28,19 @@ type NodeStatus struct {
 	AppliedIndex uint64
 	Blobs        int64
 	BlobsMissing int64
+	MissingFor   time.Duration
 	Bytes        int64
 	DiskFree     int64
 	Version      string
 	Started      time.Time
+}
+
+// usualCopying is for how long a blob may be on its way to a node: while people push, some always are.
+const usualCopying = 10 * time.Second
+
+// behind reports whether a node lacks more than what is on its way to every node at any time.
+func (n NodeStatus) behind(newest uint64) bool {
+	return n.BlobsMissing > 0 && n.MissingFor > usualCopying || n.AppliedIndex+maxAppend < newest
 }
 
 // report is what a node says of itself.
@@ -102,7 +111,8 @@ func (c *Cluster) Status(ctx context.Context) (Status, error) {
 			} else {
 				n.State = stateAlive
 				n.AppliedIndex, n.Version, n.Started = r.AppliedIndex, r.Version, r.Started
-				n.Blobs, n.BlobsMissing, n.Bytes, n.DiskFree = r.Figures.Blobs, r.Figures.BlobsMissing, r.Figures.Bytes, r.Figures.DiskFree
+				n.Blobs, n.BlobsMissing, n.MissingFor = r.Figures.Blobs, r.Figures.BlobsMissing, r.Figures.MissingFor
+				n.Bytes, n.DiskFree = r.Figures.Bytes, r.Figures.DiskFree
 			}
 			nodes[i] = n
 			return nil
@@ -116,7 +126,7 @@ func (c *Cluster) Status(ctx context.Context) (Status, error) {
 		newest = max(newest, n.AppliedIndex)
 	}
 	for _, n := range nodes {
-		if n.BlobsMissing > 0 || n.AppliedIndex+maxAppend < newest {
+		if n.behind(newest) {
 			out.Healthy = false
 		}
 	}

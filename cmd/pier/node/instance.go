@@ -167,7 +167,9 @@ func (i *instance) alive(id fsm.NodeID) bool {
 
 func (i *instance) figures() cluster.Figures {
 	f := i.blobs.Figures()
-	return cluster.Figures{Blobs: f.Blobs, BlobsMissing: f.Missing, Bytes: f.Bytes, DiskFree: f.DiskFree}
+	return cluster.Figures{
+		Blobs: f.Blobs, BlobsMissing: f.Missing, MissingFor: f.OldestMissing, Bytes: f.Bytes, DiskFree: f.DiskFree,
+	}
 }
 
 func (i *instance) apiFigures() api.Figures {
