@@ -115,6 +115,7 @@ var sentinels = []struct {
 	{blobsync.ErrUploadBusy, problem{status: 503, code: codeUnavailable, message: "another request is writing to this upload; wait for it and ask for the range", retry: defaultRetry}},
 	{blobsync.ErrDigestMismatch, problem{status: 400, code: codeDigestInvalid, message: "the bytes received do not have this digest; the upload is kept, so the right digest may follow"}},
 	{blobsync.ErrNoSpace, problem{status: 503, code: codeUnavailable, message: "the disk of this node is full: no uploads until space is made or another node is used; pulls go on", retry: 30 * time.Second}},
+	{blobsync.ErrLost, problem{status: 503, code: codeUnavailable, message: "the disk of this node did not keep the upload; start it again, best at another node", retry: defaultRetry}},
 	{blobsync.ErrNoHolder, problem{status: 503, code: codeUnavailable, message: "no node that holds this blob can be reached now", retry: defaultRetry}},
 	{ErrUnavailable, problem{status: 503, code: codeUnavailable, message: "the cluster can't answer this now", retry: defaultRetry}},
 	{syscall.EIO, problem{status: 503, code: codeUnavailable, message: adviceDisk, retry: 30 * time.Second}},

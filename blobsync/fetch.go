@@ -144,8 +144,8 @@ func (s *Sync) sources(b Blob) []source {
 }
 
 func (s *Sync) collect(ctx context.Context, f *flight) error {
-	if f.partial.Size() == f.blob.Size {
-		return nil
+	if err := f.partial.Resume(ctx); err != nil || f.partial.Size() == f.blob.Size {
+		return err
 	}
 	var failed []error
 	for _, src := range s.sources(f.blob) {

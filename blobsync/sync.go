@@ -34,6 +34,7 @@ var (
 	ErrUploadBusy     = store.ErrUploadBusy
 	ErrDigestMismatch = store.ErrDigestMismatch
 	ErrNoSpace        = store.ErrNoSpace
+	ErrLost           = store.ErrLost
 	ErrUnwanted       = errors.New("no repository has this blob")
 	ErrNoHolder       = errors.New("no node that can be reached holds this blob")
 )

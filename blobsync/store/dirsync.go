@@ -1,14 +1,12 @@
 package store
 
-import (
-	"errors"
-	"os"
-	"sync"
-)
+import "sync"
 
 // dirSyncer makes renames durable. Those who ask for the same directory while a sync is under way share the next one,
 // since the one under way may have begun before their rename.
 type dirSyncer struct {
+	folder func(dir string) error // fsyncs one
+
 	mu   sync.Mutex
 	dirs map[string]*dirSync
 }
@@ -37,7 +35,7 @@ func (s *dirSyncer) sync(dir string) error {
 	d.running = true
 	s.mu.Unlock()
 
-	err := syncFolder(dir)
+	err := s.folder(dir)
 	for {
 		s.mu.Lock()
 		waiting := d.waiting
@@ -48,17 +46,9 @@ func (s *dirSyncer) sync(dir string) error {
 			return err
 		}
 		s.mu.Unlock()
-		shared := syncFolder(dir)
+		shared := s.folder(dir)
 		for _, w := range waiting {
 			w <- shared
 		}
 	}
-}
-
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,6 +31,7 @@ var (
 	ErrUploadBusy     = errors.New("another request is writing to this upload")
 	ErrDigestMismatch = errors.New("the content does not have the digest")
 	ErrNoSpace        = errors.New("the disk is full up to its reserve: delete images, or give it more room")
+	ErrLost           = errors.New("the disk did not keep the bytes: send them again")
 )
 
 // DamagedError says that a file's content hasn't its digest. The file is in quarantine.
@@ -61,13 +64,23 @@ type Store struct {
 	cfg      Config
 	verified sync.Map // digest → stamp: the file as it was when its digest was last checked
 	checks   singleflight.Group
+	fsync    func(*os.File) error
 	syncs    dirSyncer
+	durable  sync.Map // folder → true: its name has been fsynced
+	halves   sync.Map // digest → half: how far a fetch came that ended
 	blobs    atomic.Int64
 	bytes    atomic.Int64
 
-	mu      sync.Mutex
-	changed chan struct{}
-	uploads map[string]*Upload
+	mu       sync.Mutex
+	changed  chan struct{}
+	uploads  map[string]*Upload
+	settling map[digest.Digest]*settling
+}
+
+// settling is a blob that is being made final; hidden while its name isn't durable.
+type settling struct {
+	done   chan struct{}
+	hidden bool
 }
 
 // stamp tells whether a file is the one that was verified.
@@ -76,6 +89,9 @@ type stamp struct {
 	size  int64
 	mtime int64
 }
+
+// openTries is how often a file may be replaced while it is opened.
+const openTries = 5
 
 var folders = []string{"blobs/sha256", "blobs/sha512", "uploads", "fetches", "quarantine", "trash"}
 
@@ -96,11 +112,18 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, changed: make(chan struct{}), uploads: make(map[string]*Upload)}
+	s := &Store{
+		cfg: cfg, fsync: (*os.File).Sync, changed: make(chan struct{}), uploads: make(map[string]*Upload),
+		settling: make(map[digest.Digest]*settling),
+	}
+	s.syncs.folder = s.syncFolder
 	for _, f := range folders {
 		if err := os.MkdirAll(s.path(f), 0o700); err != nil {
 			return nil, fmt.Errorf("make the folder for blobs: %w", err)
 		}
+	}
+	if err := errors.Join(s.syncFolder(s.path("blobs")), s.syncFolder(s.cfg.Dir)); err != nil {
+		return nil, fmt.Errorf("make the folder for blobs durable: %w", err)
 	}
 	err := s.Walk(context.Background(), func(_ digest.Digest, size int64) error {
 		s.count(1, size)
@@ -141,7 +164,7 @@ func (s *Store) Stat(d digest.Digest) (int64, error) {
 		return 0, ErrUnknown
 	}
 	info, err := os.Stat(s.blobPath(d))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || s.hidden(d) {
 		return 0, ErrUnknown
 	}
 	if err != nil {
@@ -155,33 +178,46 @@ func (s *Store) Open(d digest.Digest) (*os.File, error) {
 	if d.Validate() != nil {
 		return nil, ErrUnknown
 	}
-	f, err := os.Open(s.blobPath(d))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, ErrUnknown
+	for range openTries {
+		f, err := os.Open(s.blobPath(d))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, ErrUnknown
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", d, err)
+		}
+		if f, err = s.vouch(d, f); f != nil || err != nil {
+			return f, err
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", d, err)
-	}
+	return nil, fmt.Errorf("open %s: its file changes all the time", d)
+}
+
+// vouch gives f back when it is the file that was verified. Nil means that another stands in its place now: a damaged one
+// may have been healed meanwhile.
+func (s *Store) vouch(d digest.Digest, f *os.File) (*os.File, error) {
 	now, err := stampOf(f)
-	if err == nil {
+	for tries := 0; err == nil && tries < 2; tries++ {
 		if known, ok := s.verified.Load(d); ok && known == now {
 			return f, nil
 		}
-		err = s.verify(d)
+		if tries == 0 {
+			err = s.verify(d)
+		}
 	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
+	_ = f.Close()
+	return nil, err
 }
 
 // verify hashes the blob's file, once for all who ask at the same time.
 func (s *Store) verify(d digest.Digest) error {
 	_, err, _ := s.checks.Do(string(d), func() (any, error) {
 		f, err := os.Open(s.blobPath(d))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, ErrUnknown
+		}
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("open %s: %w", d, err)
 		}
 		defer func() { _ = f.Close() }()
 		before, err := stampOf(f)
@@ -233,14 +269,15 @@ func (s *Store) moveOut(d digest.Digest, folder string) error {
 	s.verified.Delete(d)
 	s.count(-1, -size)
 	s.notify()
-	return s.syncs.sync(filepath.Dir(s.blobPath(d)))
+	return errors.Join(s.syncs.sync(s.path(folder)), s.syncs.sync(filepath.Dir(s.blobPath(d))))
 }
 
+// emptyTrash goes by the time in a file's name, when it was moved: the file itself is as old as the blob.
 func (s *Store) emptyTrash() {
 	entries, _ := os.ReadDir(s.path("trash"))
 	for _, e := range entries {
-		info, err := e.Info()
-		if err == nil && s.cfg.Now().Sub(info.ModTime()) > s.cfg.TrashKeep {
+		moved, err := strconv.ParseInt(e.Name()[strings.LastIndexByte(e.Name(), '-')+1:], 10, 64)
+		if err == nil && s.cfg.Now().Sub(time.Unix(0, moved)) > s.cfg.TrashKeep {
 			_ = os.Remove(s.path("trash", e.Name()))
 		}
 	}
@@ -285,44 +322,6 @@ func (s *Store) notify() {
 	defer s.mu.Unlock()
 	close(s.changed)
 	s.changed = make(chan struct{})
-}
-
-// adopt makes a whole, verified and fsynced file the final one. A blob that is there already stays, and the file goes.
-func (s *Store) adopt(path string, d digest.Digest, size int64) error {
-	final := s.blobPath(d)
-	if err := s.makeFolder(filepath.Dir(final)); err != nil {
-		return err
-	}
-	err := os.Link(path, final)
-	if errors.Is(err, fs.ErrExist) {
-		return os.Remove(path)
-	}
-	if err != nil {
-		return fmt.Errorf("make %s final: %w", d, noSpace(err))
-	}
-	if f, err := os.Open(final); err == nil {
-		if st, err := stampOf(f); err == nil {
-			s.verified.Store(d, st)
-		}
-		_ = f.Close()
-	}
-	s.count(1, size)
-	if err := errors.Join(os.Remove(path), s.syncs.sync(filepath.Dir(final))); err != nil {
-		return fmt.Errorf("make %s final: %w", d, noSpace(err))
-	}
-	s.notify()
-	return nil
-}
-
-func (s *Store) makeFolder(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("make a folder for blobs: %w", noSpace(err))
-	}
-	return s.syncs.sync(filepath.Dir(dir))
 }
 
 // noSpace gives a full disk its own name.

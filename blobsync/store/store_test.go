@@ -229,7 +229,7 @@ func TestFullDisk(t *testing.T) {
 	if _, err := u.Commit(t.Context(), digest.FromString("hello")); err != nil {
 		t.Error(err)
 	}
-	if err := p.Abort(); err != nil {
+	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
 }
@@ -245,11 +245,18 @@ func TestFetchGoesOnAndIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.End(errors.New("cut"))
-	if err := p.Close(); err != nil {
+	again, err := p.s.NewPartial(d, 5)
+	if err != nil || again.Size() != 3 {
+		t.Fatalf("the hash state is lost: %d bytes, %v", again.Size(), err)
+	}
+	if err := errors.Join(p.Close(), again.Close()); err != nil {
 		t.Fatal(err)
 	}
 	s := open(t, dir)
-	if p, err = s.NewPartial(d, 5); err != nil || p.Size() != 3 {
+	if p, err = s.NewPartial(d, 5); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Resume(t.Context()); err != nil || p.Size() != 3 {
 		t.Fatalf("resumed at %d, %v", p.Size(), err)
 	}
 	waited := make(chan int64, 1)

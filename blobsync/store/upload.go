@@ -18,6 +18,7 @@ import (
 
 const (
 	metaSuffix = ".json"
+	nextSuffix = ".tmp"
 	bufferSize = 512 << 10
 	// roomEvery is how many bytes may be written between two looks at the free space.
 	roomEvery = 8 << 20
@@ -120,7 +121,7 @@ func (s *Store) openUploads() error {
 	}
 	for _, e := range entries {
 		id, _, _ := strings.Cut(e.Name(), ".")
-		if s.uploads[id] == nil {
+		if s.uploads[id] == nil || strings.HasSuffix(e.Name(), nextSuffix) {
 			_ = os.Remove(s.path("uploads", e.Name()))
 		}
 	}
@@ -168,11 +169,15 @@ func (u *Upload) saveMeta() error {
 	if err != nil {
 		return err
 	}
-	next := u.path() + ".tmp"
-	if err := os.WriteFile(next, data, 0o600); err != nil {
+	next := u.path() + nextSuffix
+	err = os.WriteFile(next, data, 0o600)
+	if err == nil {
+		err = os.Rename(next, u.path()+metaSuffix)
+	}
+	if err != nil {
 		return fmt.Errorf("keep the upload's record: %w", noSpace(err))
 	}
-	return os.Rename(next, u.path()+metaSuffix)
+	return nil
 }
 
 // ID names the upload on this node.
@@ -231,7 +236,7 @@ func (u *Upload) Append(ctx context.Context, at int64, r io.Reader) (int64, erro
 	w := &uploadWriter{ctx: ctx, u: u, f: f, room: 0}
 	buf := make([]byte, bufferSize)
 	n, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf)
-	return n, errors.Join(err, f.Close())
+	return n, errors.Join(err, noSpace(f.Close()))
 }
 
 // uploadWriter writes behind the upload's end, and keeps size and hash in step with the file.
@@ -298,8 +303,8 @@ func (u *Upload) Commit(ctx context.Context, d digest.Digest) (int64, error) {
 	}
 	defer u.giveBack()
 	if u.meta.Committed != "" {
-		if u.meta.Committed != d {
-			return 0, ErrUploadUnknown
+		if _, err := u.s.Stat(d); u.meta.Committed != d || errors.Is(err, ErrUnknown) {
+			return 0, ErrUploadUnknown // another one, or a blob that has gone since
 		}
 		return u.meta.Size, nil
 	}
@@ -309,12 +314,18 @@ func (u *Upload) Commit(ctx context.Context, d digest.Digest) (int64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	if err := syncFile(u.path()); err != nil {
-		u.hash = nil
-		return 0, fmt.Errorf("make the upload durable: %w", noSpace(err))
-	}
 	size := u.Size()
-	if err := u.s.adopt(u.path(), d, size); err != nil {
+	err := u.sync()
+	if err == nil {
+		err = u.s.adopt(u.path(), d, size)
+	}
+	if errors.Is(err, ErrLost) {
+		u.mu.Lock()
+		u.gone = true
+		u.mu.Unlock()
+		u.drop()
+	}
+	if err != nil {
 		return 0, err
 	}
 	u.mu.Lock()
@@ -341,12 +352,12 @@ func (u *Upload) check(d digest.Digest) error {
 	return nil
 }
 
-func syncFile(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+func (u *Upload) sync() error {
+	f, err := os.OpenFile(u.path(), os.O_RDWR, 0)
 	if err != nil {
-		return err
+		return fmt.Errorf("open the upload: %w", err)
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(u.s.syncFile(f), f.Close())
 }
 
 // Cancel ends the upload and drops its bytes.
@@ -376,4 +387,5 @@ func (u *Upload) drop() {
 func (u *Upload) remove() {
 	_ = os.Remove(u.path())
 	_ = os.Remove(u.path() + metaSuffix)
+	_ = os.Remove(u.path() + nextSuffix)
 }
