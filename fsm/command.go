@@ -178,16 +178,17 @@ var (
 	}
 )
 
-// UnknownCommandError is an entry that a newer build wrote. Skipping it would make this node's state differ from the
-// others', so the state stops instead.
-type UnknownCommandError struct{ Type byte }
+// commandLevels has the level of each type that came after the first release; the others are of level 1.
+var commandLevels = map[reflect.Type]uint64{}
 
-func (e *UnknownCommandError) Error() string {
-	return fmt.Sprintf("the log holds a command of type %d, which this version of pier doesn't know; start a newer one on this node", e.Type)
+// Level is the command level that a member must have announced before c is proposed. What isn't in the table is newer than
+// this build.
+func Level(c Command) uint64 {
+	if typeByte(commandTypes, c) == 0 {
+		return CurrentLevel + 1
+	}
+	return max(commandLevels[reflect.TypeOf(c)], 1)
 }
-
-// Level is the command level that a member must have announced before c is proposed.
-func Level(Command) uint64 { return 1 }
 
 func typeByte(table []reflect.Type, v any) byte {
 	t := reflect.TypeOf(v)

@@ -82,3 +82,25 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// A type that is added later must have a later level, or nodes of the first release would stop at it.
+func TestNewCommandsHaveALevel(t *testing.T) {
+	const first = 12 // types of level 1
+	highest := uint64(1)
+	for i, k := range commandTypes[1:] {
+		c, ok := reflect.Zero(k).Interface().(Command)
+		if !ok {
+			t.Fatalf("%s is no command", k)
+		}
+		if level := Level(c); (level == 1) != (i < first) || level > CurrentLevel {
+			t.Errorf("%s has level %d, and this build announces %d", k, level, CurrentLevel)
+		}
+		highest = max(highest, Level(c))
+	}
+	if highest != CurrentLevel {
+		t.Errorf("this build announces level %d and knows commands up to %d", CurrentLevel, highest)
+	}
+	if got := Level(struct{ Command }{SetSetting{}}); got <= CurrentLevel {
+		t.Errorf("a command that isn't in the table has level %d", got)
+	}
+}

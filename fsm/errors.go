@@ -56,6 +56,35 @@ func (e *EpochError) Error() string {
 	return fmt.Sprintf("boot epoch %d of this node is already known: its disk is older than its last life", e.Known)
 }
 
+// UnknownCommandError is an entry that a newer build wrote. Skipping it would make this node's state differ from the
+// others', so the state stops instead.
+type UnknownCommandError struct {
+	Type   byte
+	Newest string // the newest version that a member has announced, if newer than this build
+}
+
+func (e *UnknownCommandError) Error() string {
+	return fmt.Sprintf("the log holds a command of type %d, which this version of pier doesn't know; start %s on this node", e.Type, orNewer(e.Newest))
+}
+
+// NewerStateError is a state file, or another node's snapshot, in which commands of a newer build have been applied.
+type NewerStateError struct {
+	Level  uint64
+	Newest string
+}
+
+func (e *NewerStateError) Error() string {
+	return fmt.Sprintf("the state holds the work of commands of level %d, and this version of pier knows %d; start %s on this node",
+		e.Level, CurrentLevel, orNewer(e.Newest))
+}
+
+func orNewer(version string) string {
+	if version == "" {
+		return "a newer version"
+	}
+	return "version " + version + " or newer"
+}
+
 // refusals numbers the errors for the wire. Append only: the numbers are in answers that the state remembers.
 var refusals = []error{
 	ErrNameInvalid, ErrTagInvalid, ErrDigestInvalid, ErrNameUnknown, ErrManifestUnknown, ErrManifestTooBig, ErrBlobUnknown,

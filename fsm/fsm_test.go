@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -250,19 +251,124 @@ func TestBootEpochs(t *testing.T) {
 	}
 }
 
-func TestUnknownCommandStops(t *testing.T) {
-	var fatal error
-	s, err := Open(Config{Path: filepath.Join(t.TempDir(), "s"), Fatal: func(err error) { fatal = err }})
+// stopping opens a state whose end the test looks at.
+func stopping(t *testing.T, path string) (*State, *error) {
+	t.Helper()
+	fatal := new(error)
+	s, err := Open(Config{Path: path, Fatal: func(err error) { *fatal = err }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = s.Close() }()
-	s.Apply(&raft.Log{Index: 1, Type: raft.LogCommand, Data: []byte{200, 1, 2}})
+	t.Cleanup(func() { _ = s.Close() })
+	return s, fatal
+}
+
+func TestUnknownCommandStops(t *testing.T) {
+	s, fatal := stopping(t, filepath.Join(t.TempDir(), "s"))
+	must(t, s, BootNode{ID: "n1", Version: "v1.0.0", Level: CurrentLevel})
+	must(t, s, BootNode{ID: "n2", Version: "v1.7.0", Level: CurrentLevel + 2})
+	must(t, s, BootNode{ID: "n3", Version: "v1.6.0", Level: CurrentLevel + 1})
+	before := s.AppliedIndex()
+	s.Apply(&raft.Log{Index: before + 1, Type: raft.LogCommand, Data: []byte{200, 1, 2}})
 	var unknown *UnknownCommandError
-	if !errors.As(fatal, &unknown) || unknown.Type != 200 {
-		t.Errorf("fatal: %v", fatal)
+	if !errors.As(*fatal, &unknown) || unknown.Type != 200 || !strings.Contains(unknown.Error(), "version v1.7.0") {
+		t.Errorf("fatal: %v", *fatal)
 	}
-	if _, err := do(t, s, SetSetting{Key: "k", Value: "v"}); !errors.Is(err, ErrHalted) || s.AppliedIndex() != 0 {
-		t.Errorf("it goes on: %v", err)
+	// The next one is committed all the same. Bytes would be taken for its answer.
+	answer := s.Apply(&raft.Log{Index: before + 2, Type: raft.LogCommand})
+	if err, ok := answer.(error); !ok || !errors.Is(err, ErrHalted) || s.AppliedIndex() != before {
+		t.Errorf("it goes on: %v", answer)
+	}
+	if _, err := s.Snapshot(); !errors.Is(err, ErrHalted) {
+		t.Errorf("a snapshot of what wasn't applied: %v", err)
+	}
+}
+
+// A batch that can't be written is applied whole after a restart.
+func TestFailedWriteLosesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	s, fatal := stopping(t, path)
+	must(t, s, SetSetting{Key: "k", Value: "v"})
+	want := content(t, s)
+	if err := s.db.Close(); err != nil { // the disk is gone
+		t.Fatal(err)
+	}
+	data, err := Encode(Identity{}, SetSetting{Key: "k", Value: "w"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &raft.Log{Index: 2, Term: 1, Type: raft.LogCommand, Data: data}
+	if _, ok := s.Apply(l).(error); !ok || *fatal == nil {
+		t.Errorf("an answer without a write, fatal: %v", *fatal)
+	}
+	again := open(t, path)
+	compare(t, "reopened", want, content(t, again))
+	again.Apply(l)
+	if v, err := again.Setting("k"); err != nil || v != "w" {
+		t.Errorf("%q, %v", v, err)
+	}
+}
+
+func TestNewerStateIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "newer")
+	newer, err := Open(Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	configure(newer)
+	must(t, newer, BootNode{ID: "n2", Version: "v9", Level: CurrentLevel + 1})
+	err = newer.db.Update(func(tx *bolt.Tx) error {
+		putNumber(tx, keyLevel, CurrentLevel+1)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, data := snapshotOf(t, newer)
+	if err := newer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var refused *NewerStateError
+	if _, err := Open(Config{Path: path}); !errors.As(err, &refused) || !strings.Contains(err.Error(), "version v9") {
+		t.Errorf("opened: %v", err)
+	}
+	s, fatal := stopping(t, filepath.Join(t.TempDir(), "s"))
+	if err := s.Restore(nopCloser{bytes.NewReader(data)}); !errors.As(err, &refused) || !errors.As(*fatal, &refused) {
+		t.Errorf("installed: %v, fatal: %v", err, *fatal)
+	}
+}
+
+// Clocks of leaders differ, and time in the state goes on all the same.
+func TestTimeNeverRunsBackwards(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "s"))
+	at := func(index uint64, stamp time.Time, c Command) error {
+		data, err := Encode(Identity{}, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = DecodeAnswer(s.Apply(&raft.Log{Index: index, Type: raft.LogCommand, Data: data, AppendedAt: stamp}).([]byte))
+		return err
+	}
+	early, late := time.UnixMilli(1e12), time.UnixMilli(2e12)
+	manifest := func(n int) PutManifest {
+		body := fmt.Appendf(nil, `{"n":%d}`, n)
+		return PutManifest{Repo: "a", Digest: digest.FromBytes(body), MediaType: "x/y", Body: body, Tags: []Tag{"t"}}
+	}
+	err := errors.Join(at(1, late, manifest(1)), at(2, early, manifest(2)), at(3, time.Time{}, manifest(3)),
+		at(4, early, CreateInvite{Hash: []byte("h"), Expires: late.UnixMilli() - 1}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := s.History("a", "t", 10)
+	if err != nil || len(h) != 3 {
+		t.Fatal(h, err)
+	}
+	for _, e := range h {
+		if !e.When().Equal(late) {
+			t.Errorf("an entry of %s", e.When())
+		}
+	}
+	if err := at(5, early, RedeemInvite{Hash: []byte("h")}); !errors.Is(err, ErrInviteExpired) {
+		t.Errorf("an invite came back to life: %v", err)
 	}
 }

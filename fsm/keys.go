@@ -38,6 +38,7 @@ var (
 	keyApplied       = []byte("applied")
 	keyTerm          = []byte("term")
 	keyTime          = []byte("time")
+	keyLevel         = []byte("level") // the highest of the commands that made the file
 	keyConfiguration = []byte("configuration")
 	keyCounts        = []byte("counts")
 )
@@ -65,6 +66,7 @@ type change struct {
 	tx     *bolt.Tx
 	index  uint64
 	now    uint64 // the state's time, ms since 1970
+	level  uint64 // the highest command level so far
 	counts Counts
 	err    error
 }
@@ -77,7 +79,7 @@ type Counts struct {
 }
 
 func (c *change) load() {
-	c.now = readNumber(c.tx, keyTime)
+	c.now, c.level = readNumber(c.tx, keyTime), readNumber(c.tx, keyLevel)
 	if v := c.tx.Bucket(bucketMeta).Get(keyCounts); v != nil {
 		c.err = decode(v, &c.counts)
 	}
@@ -85,6 +87,7 @@ func (c *change) load() {
 
 func (c *change) store() error {
 	putNumber(c.tx, keyTime, c.now)
+	putNumber(c.tx, keyLevel, c.level)
 	c.putRecord(bucketMeta, keyCounts, &c.counts)
 	return c.err
 }

@@ -64,6 +64,28 @@ func (s *State) Nodes() ([]Node, error) {
 	return out, err
 }
 
+// newestVersion is the version of a member that understands more commands than this build, if there is one. A newer command
+// is in the log only because all members had announced that they understand it.
+func newestVersion(tx *bolt.Tx) string {
+	version, level := "", CurrentLevel
+	_ = tx.Bucket(bucketNodes).ForEach(func(_, v []byte) error {
+		var n Node
+		if decode(v, &n) == nil && n.Level > level {
+			version, level = n.Version, n.Level
+		}
+		return nil
+	})
+	return version
+}
+
+// understood refuses a file that newer commands than this build's have changed: what they left in it may mean anything.
+func understood(tx *bolt.Tx) error {
+	if level := readNumber(tx, keyLevel); level > CurrentLevel {
+		return &NewerStateError{Level: level, Newest: newestVersion(tx)}
+	}
+	return nil
+}
+
 func (i CreateInvite) apply(c *change) (Answer, error) {
 	if err := checkID(hex.EncodeToString(i.Hash)); err != nil {
 		return nil, err

@@ -32,7 +32,13 @@ type received struct {
 }
 
 // Snapshot gives Raft a snapshot that is already on disk.
-func (s *State) Snapshot() (raft.FSMSnapshot, error) { return ownFile{}, nil }
+// A state that has stopped has none: Raft would cut off entries that it takes for applied.
+func (s *State) Snapshot() (raft.FSMSnapshot, error) {
+	if s.isHalted() {
+		return nil, ErrHalted
+	}
+	return ownFile{}, nil
+}
 
 type ownFile struct{}
 
@@ -190,6 +196,9 @@ func (s *State) Restore(r io.ReadCloser) error {
 		return errors.Join(err, os.Remove(next))
 	}
 	db, err := openFile(next)
+	if newer := new(NewerStateError); errors.As(err, &newer) {
+		s.halt(err) // Raft would send the same snapshot again and again
+	}
 	if err != nil {
 		return errors.Join(err, os.Remove(next))
 	}

@@ -19,8 +19,8 @@ import (
 type Config struct {
 	Path   string
 	Logger *slog.Logger
-	// Fatal is called once when applying must stop: an unknown command or a failed write. The state answers ErrHalted from
-	// then on, and the process should end.
+	// Fatal is called once when applying must stop: an unknown command or a failed write. From then on nothing is answered
+	// to Raft but the error ErrHalted in an answer's place, and the process should end.
 	Fatal func(error)
 }
 
@@ -87,6 +87,9 @@ func openFile(path string) (*bolt.DB, error) {
 		}
 		return nil
 	})
+	if err == nil {
+		err = db.View(understood)
+	}
 	if err != nil {
 		_ = db.Close()
 		return nil, fmt.Errorf("prepare the state file: %w", err)
@@ -106,12 +109,12 @@ func (s *State) Close() error {
 func (s *State) Apply(l *raft.Log) any { return s.ApplyBatch([]*raft.Log{l})[0] }
 
 // ApplyBatch applies entries in one fsynced transaction and gives an encoded answer for each command. Entries that the
-// file already holds are passed over: Raft replays its log after a restart.
+// file already holds are passed over: Raft replays its log after a restart. A state that has stopped gives an error and no
+// bytes: the entry is committed, and the proposer will hear its answer from the next leader.
 func (s *State) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
-	halted := encodeAnswer(nil, ErrHalted)
 	for i := range answers {
-		answers[i] = halted
+		answers[i] = ErrHalted
 	}
 	if s.isHalted() {
 		return answers
@@ -161,11 +164,13 @@ func (c *change) entry(l *raft.Log) ([]byte, error) {
 	id, cmd, err := Decode(l.Data)
 	var unknown *UnknownCommandError
 	if errors.As(err, &unknown) {
+		unknown.Newest = newestVersion(c.tx)
 		return nil, err
 	}
 	if err != nil {
 		return encodeAnswer(nil, err), nil
 	}
+	c.level = max(c.level, Level(cmd))
 	c.clock(l.AppendedAt)
 	if known, err := c.recall(id); known != nil || err != nil {
 		return encodeKnown(known, err), nil
