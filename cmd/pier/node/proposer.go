@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"pier/api"
@@ -94,9 +95,21 @@ func (p *proposer) understood(cmd fsm.Command) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range nodes {
-		if n.Level < level {
-			return fmt.Errorf("%w: %s runs %s; upgrade it first", fsm.ErrLevel, n.Name, n.Version)
+	return lagging(level, p.cluster.Members(), nodes)
+}
+
+// lagging names a member that hasn't announced the level. One that has announced nothing yet may be of any version.
+func lagging(level uint64, members []cluster.Member, announced []fsm.Node) error {
+	if len(members) == 0 {
+		return fmt.Errorf("%w: who is in the cluster isn't known yet", fsm.ErrLevel)
+	}
+	for _, m := range members {
+		i := slices.IndexFunc(announced, func(n fsm.Node) bool { return n.ID == fsm.NodeID(m.ID) })
+		switch {
+		case i < 0:
+			return fmt.Errorf("%w: %s %s has not announced its version yet", fsm.ErrLevel, m.Name, m.ID)
+		case announced[i].Level < level:
+			return fmt.Errorf("%w: %s runs %s; upgrade it first", fsm.ErrLevel, announced[i].Name, announced[i].Version)
 		}
 	}
 	return nil
