@@ -147,7 +147,7 @@ func TestHeadWaitsForHolder(t *testing.T) {
 // What a handler writes to keeps the connection's ReadFrom, by which a file goes out with sendfile.
 func TestExchangeKeepsReadFrom(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "blob")
-	if err := os.WriteFile(name, randomBytes(3*steadyCopy/2), 0o600); err != nil {
+	if err := os.WriteFile(name, randomBytes(3*steadyPiece/2), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	file, err := os.Open(name)
@@ -157,8 +157,8 @@ func TestExchangeKeepsReadFrom(t *testing.T) {
 	defer func() { _ = file.Close() }()
 	under := &readerFrom{ResponseWriter: httptest.NewRecorder()}
 	x := &exchange{ResponseWriter: under}
-	n, err := copySteady(x, file, 3*steadyCopy/2, defaultBodyIdle)
-	if err != nil || n != 3*steadyCopy/2 || x.sent != n {
+	n, err := copySteady(x, file, 3*steadyPiece/2, defaultBodyIdle)
+	if err != nil || n != 3*steadyPiece/2 || x.sent != n {
 		t.Fatalf("sent %d, counted %d: %v", n, x.sent, err)
 	}
 	if under.files != 2 {

@@ -143,6 +143,11 @@ func (a *API) finished(x *exchange, r *http.Request, took time.Duration) {
 // limit lets a bounded number of requests through at once.
 func (a *API) limit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isCrowded(r.Context()) {
+			w.Header().Set("Connection", "close")
+			a.fail(w, r, flood("connections"))
+			return
+		}
 		if err := a.gate.enter(r.Context()); err != nil {
 			a.fail(w, r, err)
 			return

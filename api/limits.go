@@ -11,7 +11,7 @@ import (
 )
 
 // gate bounds the requests under way. One that finds no place waits in a bounded queue, since a 429 ends a push of docker
-// or crane at once; only a flood is refused.
+// or crane at once; only a flood is refused. One that has waited in vain gets a 503, which they try again.
 type gate struct {
 	places chan struct{}
 	queued atomic.Int64
@@ -32,7 +32,7 @@ func (g *gate) enter(ctx context.Context) error {
 	}
 	if g.queued.Add(1) > g.queue {
 		g.queued.Add(-1)
-		return g.full()
+		return flood("requests wait")
 	}
 	defer g.queued.Add(-1)
 	timer := time.NewTimer(g.wait)
@@ -43,15 +43,20 @@ func (g *gate) enter(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:
-		return g.full()
+		p := refuse(http.StatusServiceUnavailable, codeUnavailable, "this node is busy with other requests; try again or use another node")
+		p.retry = floodRetry
+		return p
 	}
 }
 
 func (g *gate) leave() { <-g.places }
 
-func (g *gate) full() error {
-	p := refuse(http.StatusTooManyRequests, codeTooManyRequests, "too many requests wait at this node; try again later or use another node")
-	p.retry = 5 * time.Second
+const floodRetry = 5 * time.Second
+
+// flood refuses a client at once.
+func flood(what string) error {
+	p := refuse(http.StatusTooManyRequests, codeTooManyRequests, "too many %s at this node; try again later or use another node", what)
+	p.retry = floodRetry
 	return p
 }
 
@@ -120,7 +125,7 @@ func sendBytes(w http.ResponseWriter, body []byte, idle time.Duration) error {
 	steady := &steadyWriter{w: w, control: http.NewResponseController(w), idle: idle}
 	defer func() { _ = steady.control.SetWriteDeadline(time.Time{}) }()
 	for len(body) > 0 {
-		n, err := steady.Write(body[:min(len(body), steadyBuffer)])
+		n, err := steady.Write(body[:min(len(body), steadyPiece)])
 		if err != nil {
 			return err
 		}
@@ -129,10 +134,8 @@ func sendBytes(w http.ResponseWriter, body []byte, idle time.Duration) error {
 	return nil
 }
 
-const (
-	steadyCopy   = 512 << 10 // how much of a file a client must take within an idle time
-	steadyBuffer = 64 << 10  // the same for what isn't a file
-)
+// steadyPiece is how much a client must take within an idle time: about 1 KiB a second, as it must send.
+const steadyPiece = 64 << 10
 
 // copySteady sends n bytes of src. The deadline moves with each piece, so a slow client lives and a stuck one doesn't hold
 // the file for ever. A file goes to w in limited readers, from which a TCP connection makes sendfile; of anything else only
@@ -141,12 +144,12 @@ func copySteady(w http.ResponseWriter, src io.Reader, n int64, idle time.Duratio
 	steady := &steadyWriter{w: w, control: http.NewResponseController(w), idle: idle}
 	defer func() { _ = steady.control.SetWriteDeadline(time.Time{}) }()
 	if _, ok := src.(*os.File); !ok {
-		return io.CopyBuffer(steady, io.LimitReader(src, n), make([]byte, min(steadyBuffer, max(n, 1))))
+		return io.CopyBuffer(steady, io.LimitReader(src, n), make([]byte, min(steadyPiece, max(n, 1))))
 	}
 	var sent int64
 	for sent < n {
 		steady.extend()
-		m, err := io.CopyN(w, src, min(steadyCopy, n-sent))
+		m, err := io.CopyN(w, src, min(steadyPiece, n-sent))
 		sent += m
 		if err != nil {
 			return sent, err

@@ -49,7 +49,7 @@ func TestGate(t *testing.T) {
 	}
 	short := newGate(1, 1, time.Millisecond)
 	_ = short.enter(t.Context())
-	if p := explain(short.enter(t.Context())); p.status != 429 {
+	if p := explain(short.enter(t.Context())); p.status != 503 || p.retry == 0 {
 		t.Errorf("after the wait: %v", p)
 	}
 }
@@ -71,6 +71,75 @@ func TestInFlightLimit(t *testing.T) {
 	f.wantHeader(got, "Retry-After: 5")
 	f.want(f.do("GET", "/healthz", nil), 200, "")
 	gate.leave()
+	work.Wait()
+}
+
+// Beyond the connections that a server takes, a request is told so and its connection ended; health answers still. A
+// connection that ends makes room.
+func TestConnectionLimit(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	lis := f.listen()
+	server := newServer(f.nodes[0].api.Handler(), nil, 2)
+	var work sync.WaitGroup
+	work.Go(func() { _ = server.Serve(lis) })
+	crowded := *f.nodes[0]
+	crowded.url = "http://" + lis.Addr().String()
+	idle := []net.Conn{f.dial(&crowded, ""), f.dial(&crowded, "")}
+	got := f.raw(&crowded, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+	f.wantHeader(f.want(got, 429, codeTooManyRequests), "Retry-After: 5")
+	if !got.Close {
+		t.Error("the connection stays open")
+	}
+	f.want(f.raw(&crowded, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"), 200, "")
+	f.must(nil, idle[0].Close())
+	eventually(t, func() error {
+		if got := f.raw(&crowded, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"); got.StatusCode != 200 {
+			return errors.New(got.Status)
+		}
+		return nil
+	})
+	f.must(nil, server.Close())
+	work.Wait()
+}
+
+// Pushes of manifests share a bounded memory. One that gets none of it for long is told to come again.
+func TestManifestMemory(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) { c.QueueWait = 50 * time.Millisecond })
+	memory := f.nodes[0].api.memory
+	f.must(nil, memory.Acquire(t.Context(), manifestMemory))
+	got := f.want(f.do("PUT", "/v2/a/manifests/t", []byte("{}"), typeManifest), 503, codeUnavailable)
+	if got.Header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	memory.Release(manifestMemory)
+	f.want(f.do("PUT", "/v2/a/manifests/t", []byte("{}"), typeManifest), 400, codeManifestInvalid)
+}
+
+// A header that comes byte by byte is cut off by a time for the whole of it.
+func TestDrippingHeader(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	lis := f.listen()
+	server := NewServer(f.nodes[0].api.Handler(), nil)
+	server.ReadHeaderTimeout = 100 * time.Millisecond
+	var work sync.WaitGroup
+	work.Go(func() { _ = server.Serve(lis) })
+	dripped := *f.nodes[0]
+	dripped.url = "http://" + lis.Addr().String()
+	conn := f.dial(&dripped, "GET /v2/ HTTP/1.1\r\nX-Endless: ")
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	sent := 0
+	for sent < 2000 {
+		<-tick.C
+		if _, err := conn.Write([]byte("x")); err != nil {
+			break
+		}
+		sent++
+	}
+	if sent == 2000 {
+		t.Error("the server listens for ever")
+	}
+	f.must(nil, server.Close())
 	work.Wait()
 }
 

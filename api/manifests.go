@@ -112,7 +112,10 @@ func (a *API) putManifest(w http.ResponseWriter, r *http.Request, rt route) erro
 	if r.ContentLength >= 0 {
 		weight = r.ContentLength
 	}
-	if err := a.memory.Acquire(r.Context(), weight); err != nil {
+	wait, cancel := context.WithTimeout(r.Context(), a.cfg.QueueWait)
+	err := a.memory.Acquire(wait, weight)
+	cancel()
+	if err != nil {
 		return err
 	}
 	defer a.memory.Release(weight)

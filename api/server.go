@@ -1,8 +1,11 @@
 package api
 
 import (
+	"context"
 	"log/slog"
+	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -10,16 +13,34 @@ const (
 	headerTimeout = 30 * time.Second
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 64 << 10
+	// maxConnections is above what may be in flight and wait, so that a connection of HTTP/1 is never what is short.
+	maxConnections = 16 << 10
 )
 
 // NewServer makes a server for the public port or the control socket. A header must come within 30 s and have at most
-// 64 KiB (431 beyond); a connection may rest two minutes between requests. Bodies have no deadline in all: the handlers
-// move one with the progress made.
+// 64 KiB (431 beyond); a connection may rest two minutes between requests, and beyond 16,384 of them the registry answers
+// 429. Bodies have no deadline in all: the handlers move one with the progress made.
 func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
+	return newServer(h, logger, maxConnections)
+}
+
+func newServer(h http.Handler, logger *slog.Logger, limit int64) *http.Server {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
+	var open atomic.Int64
 	return &http.Server{
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			if open.Add(1) > limit {
+				return context.WithValue(ctx, crowdedKey{}, true)
+			}
+			return ctx
+		},
+		ConnState: func(_ net.Conn, s http.ConnState) {
+			if s == http.StateClosed || s == http.StateHijacked {
+				open.Add(-1)
+			}
+		},
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
@@ -27,3 +48,8 @@ func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
 }
+
+// crowdedKey marks connections beyond those that a server takes.
+type crowdedKey struct{}
+
+func isCrowded(ctx context.Context) bool { return ctx.Value(crowdedKey{}) != nil }
