@@ -21,6 +21,7 @@ type options struct {
 	work      string
 	binary    string
 	kills     int
+	every     time.Duration
 	dead      time.Duration
 	timeout   time.Duration
 }
@@ -44,7 +45,8 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.work, "work", ".build", "directory for programs, data and reports")
 	flags.StringVar(&o.binary, "pier", "", "the pier program; built when empty")
 	flags.IntVar(&o.kills, "kills", 3, "how many leaders the kill scenario kills at least, for each version")
-	flags.DurationVar(&o.dead, "dead", time.Second, "how long a killed leader stays dead")
+	flags.DurationVar(&o.every, "every", 10*time.Second, "how often the kill scenario kills the leader")
+	flags.DurationVar(&o.dead, "dead", 3*time.Second, "how long a killed leader stays dead")
 	flags.DurationVar(&o.timeout, "timeout", 10*time.Minute, "limit for everything")
 	if err := flags.Parse(args); err != nil {
 		return o, err

@@ -16,8 +16,6 @@ import (
 	"pier/test/proxy"
 )
 
-const killInterval = 10 * time.Second
-
 // runScenario starts a cluster of its own, runs the suite against it and stops the cluster.
 func runScenario(ctx context.Context, s suite, o options, name string) (err error) {
 	dir := filepath.Join(s.run, "data-"+name)
@@ -73,6 +71,9 @@ func behind(ctx context.Context, cfg proxy.Config, f func(context.Context, *prox
 	stats := p.Stats()
 	fmt.Printf("       proxy: %d requests, %v by node, %d retries, %d failed; the slowest took %.1f s: %s\n",
 		stats.Requests, stats.Backend, stats.Retries, stats.Failed, stats.Slowest.Seconds(), stats.Slow)
+	if stats.Failed > 0 {
+		err = errors.Join(err, fmt.Errorf("%d requests got no answer of any node", stats.Failed))
+	}
 	return err
 }
 
@@ -90,7 +91,7 @@ func underKills(ctx context.Context, s suite, o options, k killed) error {
 		enough := make(chan struct{})
 		group, ctx := errgroup.WithContext(ctx)
 		group.Go(func() error {
-			ticker := time.NewTicker(killInterval)
+			ticker := time.NewTicker(o.every)
 			defer ticker.Stop()
 			for {
 				if err := k.killLeader(ctx, o.dead); err != nil {
@@ -130,17 +131,27 @@ func underKills(ctx context.Context, s suite, o options, k killed) error {
 	return nil
 }
 
-// killLeader kills whoever leads, starts it again after a while, as a supervisor would, and waits until it is ready.
+// killLeader kills whoever leads, starts it again after a while, as a supervisor would, and waits until it is ready. The
+// proxy sends it requests as soon as it answers, and it may answer 503 then.
 func (k killed) killLeader(ctx context.Context, dead time.Duration) error {
 	leader, err := k.cluster.Leader(ctx)
 	if err != nil {
 		return err
 	}
 	node := k.cluster.Nodes[leader]
-	var killErr error
-	k.proxy.Quiet(leader, func() { killErr = node.Kill() })
-	if killErr != nil {
-		return killErr
+	back, cancel := context.WithTimeout(ctx, dead+30*time.Second)
+	defer cancel()
+	k.proxy.Quiet(leader, func() { err = replace(back, node, dead) })
+	if err != nil {
+		return err
+	}
+	return node.WaitReady(back)
+}
+
+// replace kills a node and starts it again after a while; it returns when the node answers.
+func replace(ctx context.Context, node *process.Node, dead time.Duration) error {
+	if err := node.Kill(); err != nil {
+		return err
 	}
 	restart := time.NewTimer(dead)
 	defer restart.Stop()
@@ -152,7 +163,5 @@ func (k killed) killLeader(ctx context.Context, dead time.Duration) error {
 	if err := node.Start(); err != nil {
 		return err
 	}
-	ready, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	return node.WaitReady(ready)
+	return node.WaitUp(ctx)
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -42,6 +43,7 @@ func (c Config) Validate() error {
 // Cluster is a set of nodes. Its methods are for one goroutine at a time.
 type Cluster struct {
 	Nodes  []*Node
+	cfg    Config
 	client *http.Client
 }
 
@@ -53,8 +55,8 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the cluster's directory: %w", err)
 	}
-	c := &Cluster{client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
-	if err := c.lay(cfg); err != nil {
+	c := &Cluster{cfg: cfg, client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
+	if err := c.lay(); err != nil {
 		return nil, err
 	}
 	for _, n := range c.Nodes {
@@ -71,35 +73,57 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 }
 
 // lay gives every node its name, ports and flags.
-func (c *Cluster) lay(cfg Config) error {
-	ports, err := freePorts(2 * cfg.Nodes)
+func (c *Cluster) lay() error {
+	n := c.cfg.Nodes
+	ports, err := freePorts(2 * n)
 	if err != nil {
 		return err
 	}
 	var peers []string
-	for i := range cfg.Nodes {
-		peers = append(peers, fmt.Sprintf("127.0.0.1:%d", ports[cfg.Nodes+i]))
+	for _, p := range ports[n:] {
+		peers = append(peers, fmt.Sprintf("127.0.0.1:%d", p))
 	}
-	for i := range cfg.Nodes {
-		name := fmt.Sprintf("node%d", i+1)
-		dir := filepath.Join(cfg.Dir, name)
-		args := []string{"serve", "--name", name, "--data-dir", dir,
-			"--listen", fmt.Sprintf("127.0.0.1:%d", ports[i]), "--cluster-listen", peers[i]}
-		if cfg.Nodes > 1 {
-			args = append(args, "--join", strings.Join(peers, ","), "--bootstrap-expect", fmt.Sprint(cfg.Nodes),
-				"--cluster-secret-file", filepath.Join(cfg.Dir, "cluster.secret"))
-		}
-		c.Nodes = append(c.Nodes, &Node{
-			Name:    name,
-			DataDir: dir,
-			URL:     fmt.Sprintf("http://127.0.0.1:%d", ports[i]),
-			binary:  cfg.Binary,
-			args:    append(args, cfg.Args...),
-			logPath: dir + ".log",
-			client:  c.client,
-		})
+	var together []string
+	if n > 1 {
+		together = []string{"--join", strings.Join(peers, ","), "--bootstrap-expect", fmt.Sprint(n),
+			"--cluster-secret-file", filepath.Join(c.cfg.Dir, "cluster.secret")}
+	}
+	for i := range n {
+		c.add(ports[i], peers[i], together)
 	}
 	return nil
+}
+
+// add gives one more node its name and flags.
+func (c *Cluster) add(port int, peer string, more []string) *Node {
+	name := fmt.Sprintf("node%d", len(c.Nodes)+1)
+	dir := filepath.Join(c.cfg.Dir, name)
+	args := []string{"serve", "--name", name, "--data-dir", dir,
+		"--listen", fmt.Sprintf("127.0.0.1:%d", port), "--cluster-listen", peer}
+	n := &Node{
+		Name:    name,
+		DataDir: dir,
+		URL:     fmt.Sprintf("http://127.0.0.1:%d", port),
+		binary:  c.cfg.Binary,
+		args:    slices.Concat(args, more, c.cfg.Args),
+		logPath: dir + ".log",
+		client:  c.client,
+	}
+	c.Nodes = append(c.Nodes, n)
+	return n
+}
+
+// StartAlone starts one more node, which is a cluster of its own until it joins this one.
+func (c *Cluster) StartAlone(ctx context.Context) (*Node, error) {
+	ports, err := freePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	n := c.add(ports[0], fmt.Sprintf("127.0.0.1:%d", ports[1]), nil)
+	if err := n.Start(); err != nil {
+		return nil, err
+	}
+	return n, n.WaitReady(ctx)
 }
 
 // URLs are the API addresses of the nodes, in order.

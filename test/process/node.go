@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -82,6 +83,29 @@ func (n *Node) Stop() error {
 	}
 }
 
+// Pier runs a command of the same program on this node's data directory and returns what it printed. The error has what it
+// complained of, and is an *exec.ExitError underneath when the command ran.
+func (n *Node) Pier(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, n.binary, append(args, "--data-dir", n.DataDir)...)
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("pier %s on %s: %w: %s", strings.Join(args, " "), n.Name, err, exit.Stderr)
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+// WaitEnd returns when the process has ended by itself; the error is why it ended badly, or ctx's.
+func (n *Node) WaitEnd(ctx context.Context) error {
+	select {
+	case err := <-n.ended:
+		n.cmd = nil
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%s goes on: %w", n.Name, ctx.Err())
+	}
+}
+
 func (n *Node) terminate() {
 	if n.cmd != nil && !n.asked {
 		n.asked = true
@@ -90,9 +114,14 @@ func (n *Node) terminate() {
 }
 
 // WaitReady returns when the node takes pushes, or with the reason why it doesn't when ctx or the process ends.
-func (n *Node) WaitReady(ctx context.Context) error {
+func (n *Node) WaitReady(ctx context.Context) error { return n.waitFor(ctx, "/readyz?for=push") }
+
+// WaitUp returns when the node answers requests, ready for them or not.
+func (n *Node) WaitUp(ctx context.Context) error { return n.waitFor(ctx, "/healthz") }
+
+func (n *Node) waitFor(ctx context.Context, path string) error {
 	err := poll(ctx, func() error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.URL+"/readyz?for=push", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.URL+path, nil)
 		if err != nil {
 			return err
 		}
@@ -102,7 +131,7 @@ func (n *Node) WaitReady(ctx context.Context) error {
 		}
 		_ = resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("/readyz says %s", resp.Status)
+			return fmt.Errorf("%s says %s", path, resp.Status)
 		}
 		return nil
 	})

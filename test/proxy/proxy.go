@@ -19,8 +19,8 @@ import (
 type Config struct {
 	// Backends are the base URLs of the nodes, such as http://127.0.0.1:5001.
 	Backends []string
-	// Retry is for how long a request is tried again on another node after a 503 or a connection that did not come about.
-	// Zero: the first answer stands.
+	// Retry is for how long a request is tried again on another node after a 503, and after nothing else. Zero: the first
+	// answer stands.
 	Retry time.Duration
 	// Pause is the time between two tries; zero means 100 ms.
 	Pause time.Duration
@@ -150,8 +150,8 @@ func (p *Proxy) Stats() Stats {
 }
 
 // Quiet calls f at a moment when the given backend has no request of this proxy in flight, and sends it none until f returns.
-// A test that kills a node does it in here: what the dead node's own clients would have to repeat is their protocol's matter,
-// and what the other nodes were asking of it at that moment is the cluster's.
+// A test that kills a node does it in here, until the node answers again: what the dead node's own clients would have to
+// repeat is their protocol's matter, and what the other nodes were asking of it at that moment is the cluster's.
 func (p *Proxy) Quiet(backend int, f func()) {
 	p.mu.Lock()
 	p.resting[backend] = true
@@ -224,13 +224,10 @@ func (c *chooser) RoundTrip(r *http.Request) (*http.Response, error) {
 	for {
 		last = c.proxy.begin(last)
 		resp, err := c.send(r, last, body)
-		again := body.whole && time.Now().Before(deadline) && repeatable(resp, err)
-		if !again {
+		if err != nil || resp.StatusCode != http.StatusServiceUnavailable || !body.whole || time.Now().After(deadline) {
 			return resp, err
 		}
-		if resp != nil {
-			_ = resp.Body.Close()
-		}
+		_ = resp.Body.Close()
 		if err := wait(r.Context(), c.proxy.pause); err != nil {
 			return nil, err
 		}
@@ -255,15 +252,6 @@ func (c *chooser) send(r *http.Request, choice int, body spooled) (*http.Respons
 	}
 	resp.Body = &ending{ReadCloser: resp.Body, end: sync.OnceFunc(func() { c.proxy.end(choice) })}
 	return resp, nil
-}
-
-// repeatable says whether the outcome shows that the node has done nothing with the request.
-func repeatable(resp *http.Response, err error) bool {
-	if err != nil {
-		var op *net.OpError
-		return errors.As(err, &op) && op.Op == "dial"
-	}
-	return resp.StatusCode == http.StatusServiceUnavailable
 }
 
 // spooled is a request body that was read ahead. It is whole when all of it is in kept and it can be sent again.

@@ -141,10 +141,10 @@ func TestBodyStreamsBothWays(t *testing.T) {
 	_ = resp.Body.Close()
 }
 
-func TestRetryPassesOverBusyAndDeadBackends(t *testing.T) {
+func TestRetryPassesOverBusyBackends(t *testing.T) {
 	busy := backend(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
 	good := backend(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
-	p, err := New(Config{Backends: []string{busy, deadAddress(t), good}, Retry: time.Minute, Pause: time.Millisecond, Seed: 3})
+	p, err := New(Config{Backends: []string{busy, good}, Retry: time.Minute, Pause: time.Millisecond, Seed: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,6 +162,27 @@ func TestRetryPassesOverBusyAndDeadBackends(t *testing.T) {
 	}
 	if s := p.Stats(); s.Retries == 0 || s.Failed != 0 {
 		t.Errorf("stats %+v, want retries and no failure", s)
+	}
+}
+
+func TestADeadBackendIsNoReasonToRetry(t *testing.T) {
+	good := backend(t, func(w http.ResponseWriter, r *http.Request) {})
+	p, err := New(Config{Backends: []string{deadAddress(t), good}, Retry: time.Minute, Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	url, client := front(t, p)
+	seen := map[int]uint64{}
+	for range 20 {
+		resp, err := client.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		seen[resp.StatusCode]++
+	}
+	if s := p.Stats(); seen[502] == 0 || seen[200] == 0 || s.Failed != seen[502] || s.Retries != 0 {
+		t.Errorf("answers %v, stats %+v", seen, s)
 	}
 }
 
