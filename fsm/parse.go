@@ -67,12 +67,7 @@ func ParseManifest(mediaType string, body []byte) (Parsed, error) {
 		return Parsed{}, &ManifestError{Reason: err.Error()}
 	}
 	var m manifestFields
-	if err := json.Unmarshal(body, &m); err != nil {
-		if isKnownType(mediaType) {
-			return Parsed{}, &ManifestError{Reason: err.Error()}
-		}
-		return Parsed{MediaType: mediaType, Size: int64(len(body))}, nil
-	}
+	malformed := json.Unmarshal(body, &m) // what has the right shape is read in any case
 	if m.MediaType != "" && mediaType != "" && m.MediaType != mediaType {
 		return Parsed{}, &ManifestError{Reason: fmt.Sprintf("the body says mediaType %q, the Content-Type header %q", m.MediaType, mediaType)}
 	}
@@ -81,6 +76,12 @@ func ParseManifest(mediaType string, body []byte) (Parsed, error) {
 	}
 	if mediaType == "" {
 		return Parsed{}, &ManifestError{Reason: "neither a Content-Type header nor a mediaType field says what it is"}
+	}
+	if malformed != nil && isKnownType(mediaType) {
+		return Parsed{}, &ManifestError{Reason: malformed.Error()}
+	}
+	if malformed != nil {
+		return Parsed{MediaType: mediaType, Size: int64(len(body))}, nil
 	}
 	p := Parsed{MediaType: mediaType, ArtifactType: m.ArtifactType, Annotations: m.Annotations, Size: int64(len(body))}
 	return p, p.references(m)
