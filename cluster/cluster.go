@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
 
@@ -57,7 +56,6 @@ type Cluster struct {
 	identity  identity
 	removed   bool            // by the others' word
 	before    map[NodeID]bool // members of the last committed configuration
-	refused   error
 	complaint string
 }
 
@@ -86,10 +84,7 @@ func (c *Cluster) open() error {
 	if id.Left {
 		return ErrLeft
 	}
-	id.Boot = boot{Epoch: id.Boot.Epoch + 1, Nonce: uuid.NewString()}
-	if err := writeIdentity(c.cfg.DataDir, id); err != nil {
-		return err
-	}
+	id.begin()
 	c.identity, c.id, c.boot = id, id.ID, id.Boot
 	c.log, err = raftlog.Open(raftlog.Config{
 		Path: filepath.Join(c.cfg.DataDir, logFile), Fatal: c.cfg.Fatal, Snapshot: c.durable,
@@ -101,6 +96,10 @@ func (c *Cluster) open() error {
 		ID: id.ID, Listen: c.cfg.Listen, Secrets: c.cfg.Secrets, Network: c.cfg.Network, Logger: c.cfg.Logger, Admit: c.admit,
 	})
 	if err != nil {
+		return err
+	}
+	// A start that fails before this, because the port is taken, say, was no life.
+	if err := writeIdentity(c.cfg.DataDir, id); err != nil {
 		return err
 	}
 	c.advertise = c.cfg.Advertise

@@ -28,7 +28,7 @@ type State interface {
 // leader and a majority.
 type Records interface {
 	// Boot announces a start of a node. It is ErrEpochUsed when the state knows a newer one, or another one of that epoch.
-	Boot(ctx context.Context, r Record, nonce string) error
+	Boot(ctx context.Context, r Record) error
 	Forget(ctx context.Context, id NodeID) error
 	Mark(ctx context.Context, id NodeID, away, draining bool) error
 	CreateInvite(ctx context.Context, hash []byte, expires time.Time) error
@@ -43,6 +43,7 @@ type Record struct {
 	ID                          NodeID
 	Name, API, Cluster, Version string
 	Epoch, Level                uint64
+	Nonce                       string // of the boot
 	Away, Draining              bool
 }
 

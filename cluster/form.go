@@ -41,6 +41,9 @@ func (c *Cluster) becomeMember(ctx context.Context) error {
 			return ctxDone(ctx, err)
 		}
 	}
+	if c.bootRefused() != nil {
+		c.sayRefused(nil)
+	}
 	if err := c.confirmBoot(ctx); err != nil {
 		return ctxDone(ctx, err)
 	}
@@ -227,7 +230,7 @@ func (c *Cluster) servePromise(w http.ResponseWriter, r *http.Request) {
 	}
 	// A founder has nothing to remember yet, so it may vote at once; if it waited for a configuration to ask about, the
 	// first election could never be won.
-	c.transport.open()
+	c.openGate()
 	answerJSON(w, hello{ID: c.ID(), Address: c.advertise, Promised: from.ID})
 }
 
@@ -244,13 +247,18 @@ func (c *Cluster) keepPromise(ctx context.Context, to NodeID, found []hello) {
 	yes := 0
 	for _, h := range found {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		if err := c.askAddress(ctx, h.Address, http.MethodPost, "/cluster/epoch", c.boot, nil); err == nil {
+		err := c.askAddress(ctx, h.Address, http.MethodPost, "/cluster/epoch", c.memory(), nil)
+		cancel()
+		if epochUsed(err) {
+			c.refuseBoot()
+			return
+		}
+		if err == nil {
 			yes++
 		}
-		cancel()
 	}
 	if yes >= c.cfg.BootstrapExpect/2 {
-		c.transport.open()
+		c.openGate()
 	}
 	for _, h := range found {
 		if h.Formed {
@@ -288,7 +296,11 @@ func (c *Cluster) complain(what string, peer NodeID, err error) {
 // passes only where all whom its last life could tell are away at the same time, which is more than the one failure that
 // its lost memory is.
 func (c *Cluster) confirmBoot(ctx context.Context) error {
-	for {
+	for pause := retryPause; ; pause = min(2*pause, maxRetryPause) {
+		if c.bootRefused() != nil || c.isRemoved() {
+			<-ctx.Done()
+			return ctx.Err()
+		}
 		var others []NodeID
 		voters, self := 0, false
 		for _, s := range c.servers() {
@@ -306,17 +318,16 @@ func (c *Cluster) confirmBoot(ctx context.Context) error {
 			need = min(1, len(others))
 		}
 		err := c.askEpoch(ctx, others, need)
-		if err == nil {
-			c.transport.open()
+		if err == nil && c.openGate() {
 			return nil
 		}
 		if errors.Is(err, ErrEpochUsed) {
-			return c.stayOut(ctx, err)
+			c.refuseBoot()
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(retryPause):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -333,14 +344,13 @@ func (c *Cluster) askEpoch(ctx context.Context, others []NodeID, need int) error
 	var group errgroup.Group
 	for i, id := range others {
 		group.Go(func() error {
-			answers[i] = c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.boot, nil)
+			answers[i] = c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.memory(), nil)
 			return nil
 		})
 	}
 	_ = group.Wait()
 	for _, err := range answers {
-		var refused *statusError
-		if errors.As(err, &refused) && refused.code == http.StatusConflict {
+		if epochUsed(err) {
 			return ErrEpochUsed
 		}
 		if err == nil {
@@ -353,32 +363,44 @@ func (c *Cluster) askEpoch(ctx context.Context, others []NodeID, need int) error
 	return nil
 }
 
+func epochUsed(err error) bool {
+	var refused *statusError
+	return errors.As(err, &refused) && refused.code == http.StatusConflict
+}
+
+// memory is what this disk says of itself.
+func (c *Cluster) memory() memory {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return memory{boot: c.boot, Lives: c.identity.Lives}
+}
+
 // serveEpoch remembers a peer's boot, durably, before it confirms it.
 func (c *Cluster) serveEpoch(w http.ResponseWriter, r *http.Request) {
-	var b boot
-	if !readJSON(w, r, &b) {
+	var m memory
+	if !readJSON(w, r, &m) {
 		return
 	}
 	id := PeerOf(r.Context())
-	if records, err := c.records.Nodes(); err == nil {
-		for _, rec := range records {
-			if rec.ID == id && rec.Epoch > b.Epoch {
-				http.Error(w, ErrEpochUsed.Error(), http.StatusConflict)
-				return
-			}
-		}
+	records, err := c.records.Nodes()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	known := c.identity.Seen[id]
-	if b.Epoch < known.Epoch || b.Epoch == known.Epoch && b.Nonce != known.Nonce {
+	if i := slices.IndexFunc(records, func(r Record) bool { return r.ID == id }); i >= 0 && records[i].Epoch > known.Epoch {
+		known = boot{Epoch: records[i].Epoch, Nonce: records[i].Nonce}
+	}
+	if !m.holds(known) {
 		http.Error(w, ErrEpochUsed.Error(), http.StatusConflict)
 		return
 	}
-	if b == known {
+	if m.boot == c.identity.Seen[id] {
 		return
 	}
-	c.identity.Seen[id] = b
+	c.identity.Seen[id] = m.boot
 	if err := writeIdentity(c.cfg.DataDir, c.identity); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
@@ -393,14 +415,18 @@ func (c *Cluster) recordBoot(ctx context.Context) error {
 	for {
 		err := c.records.Boot(boot, Record{
 			ID: c.ID(), Name: c.cfg.Name, API: c.cfg.API, Cluster: c.advertise, Version: c.cfg.Version,
-			Epoch: c.Epoch(), Level: c.cfg.Level,
-		}, c.boot.Nonce)
+			Epoch: c.Epoch(), Nonce: c.boot.Nonce, Level: c.cfg.Level,
+		})
 		if err == nil {
 			close(c.booted)
 			return nil
 		}
 		if errors.Is(err, ErrEpochUsed) {
-			return c.stayOut(ctx, err)
+			c.refuseBoot()
+		}
+		if c.bootRefused() != nil || c.isRemoved() {
+			<-ctx.Done()
+			return ctx.Err()
 		}
 		if ctx.Err() == nil {
 			c.cfg.Logger.Debug("the cluster doesn't know of this boot yet", "err", err)
@@ -413,24 +439,42 @@ func (c *Cluster) recordBoot(ctx context.Context) error {
 	}
 }
 
-// stayOut shuts the gate for this life and says so. The node goes on to follow and to serve: its log is made whole by the
-// leader, only its word in elections is worth nothing.
-func (c *Cluster) stayOut(ctx context.Context, why error) error {
-	c.transport.shut()
+// openGate lets this node vote, unless it was refused or removed meanwhile.
+func (c *Cluster) openGate() bool {
 	c.mu.Lock()
-	c.refused = why
+	defer c.mu.Unlock()
+	if c.removed || c.identity.Refused {
+		return false
+	}
+	c.transport.open()
+	return true
+}
+
+// refuseBoot shuts the gate for ever and says so: who knows of the life that this disk lacks may be away when it starts
+// again. The node goes on to follow and to serve: its log is made whole by the leader, only its word in elections is worth
+// nothing.
+func (c *Cluster) refuseBoot() {
+	err := c.remember(func(id *identity) { id.Refused = true })
+	c.mu.Lock()
+	c.identity.Refused = true // for this life at least, if the disk doesn't take it
 	c.mu.Unlock()
+	c.transport.shut()
 	c.newLeader.notify()
-	c.cfg.Logger.Error("this node stays out of elections: remove it from the cluster, empty its data directory and start it anew", "err", why)
-	<-ctx.Done()
-	return ctx.Err()
+	c.sayRefused(err)
+}
+
+func (c *Cluster) sayRefused(err error) {
+	c.cfg.Logger.Error("this node stays out of elections: remove it from the cluster, empty its data directory and start it anew", "err", errors.Join(ErrEpochUsed, err))
 }
 
 // bootRefused is why this node stays out of elections; nil where it doesn't.
 func (c *Cluster) bootRefused() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.refused
+	if c.identity.Refused {
+		return ErrEpochUsed
+	}
+	return nil
 }
 
 const contactPause = 500 * time.Millisecond
@@ -470,8 +514,11 @@ func (c *Cluster) keepContact(ctx context.Context) error {
 func (c *Cluster) contact(ctx context.Context, id NodeID, moved bool, told map[NodeID]bool) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	err := c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.boot, nil)
+	err := c.ask(ctx, id, http.MethodPost, "/cluster/epoch", c.memory(), nil)
 	told[id] = err == nil
+	if epochUsed(err) && c.bootRefused() == nil {
+		c.refuseBoot() // it was away when this node began to vote
+	}
 	if err == nil && moved {
 		me := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
 		if err := c.ask(ctx, id, http.MethodPost, "/cluster/join", me, nil); err != nil {

@@ -176,6 +176,47 @@ func TestAnOldDiskDoesNotVote(t *testing.T) {
 	ldr.mustGet("a", "4")
 }
 
+// However often an old disk is started, and however high it counts meanwhile, it doesn't remember the life that it lacks.
+func TestAnOldDiskStaysOutOverRestarts(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	old := nodes[2]
+	old.stop()
+	dir, state := old.disk()
+	old.start()
+	old.ready()
+	nodes[0].mustPut("a", "1")
+	old.kill()
+	old.dir, old.state = dir, state
+	refused := func() error {
+		if !errors.Is(old.cluster.bootRefused(), ErrEpochUsed) || old.cluster.Voting() {
+			return errors.New("the old disk has not been refused yet")
+		}
+		return nil
+	}
+	for range 3 { // lives that end before they have asked anybody
+		if err := old.open(); err != nil {
+			t.Fatal(err)
+		}
+		old.cluster.Close()
+	}
+	old.start()
+	eventually(t, refused)
+	old.kill()
+	old.start()
+	if err := refused(); err != nil {
+		eventually(t, refused)
+	}
+	select {
+	case <-old.cluster.Ready():
+		t.Fatal("an old disk calls itself ready")
+	default:
+	}
+	if s := status(t, nodes[0]); s.Healthy || !s.Quorum {
+		t.Fatalf("status while a voter stays out: %+v", s)
+	}
+}
+
 // One founder that expects only itself still looks for a cluster first.
 func TestExpectingOneForms(t *testing.T) {
 	h := newHouse(t)

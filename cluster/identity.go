@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -27,10 +28,29 @@ type boot struct {
 	Nonce string `json:"nonce"`
 }
 
+// maxLives is how many former lives a disk remembers.
+const maxLives = 256
+
+// memory is what a disk says of itself: this life, and the nonces of those before it. Numbers alone would prove nothing: a
+// disk from last week counts on from there with each start, and is soon past what the others know.
+type memory struct {
+	boot
+	Lives []string
+}
+
+// holds tells whether the disk remembers the life that is known of its node.
+func (m memory) holds(known boot) bool {
+	return known == boot{} || known == m.boot || known.Epoch < m.Epoch && slices.Contains(m.Lives, known.Nonce)
+}
+
 // identity is what a node must not forget beside its log.
 type identity struct {
 	ID   NodeID `json:"id"`
 	Boot boot   `json:"boot"`
+	// Lives are the nonces of the boots before, the newest last.
+	Lives []string `json:"lives,omitempty"`
+	// Refused says that somebody knew of a life that this disk has forgotten: it takes no part in elections any more.
+	Refused bool `json:"refused,omitempty"`
 	// Seen are the newest boots of others: what lets a peer tell that its disk is old.
 	Seen map[NodeID]boot `json:"seen,omitempty"`
 	// Promised is the initiator whose forming this node has agreed to; given once.
@@ -43,6 +63,15 @@ type identity struct {
 	Removed map[NodeID]bool `json:"removed,omitempty"`
 	// Left says that the node left its cluster, and must not start as a member again.
 	Left bool `json:"left,omitempty"`
+}
+
+// begin starts the next life.
+func (id *identity) begin() {
+	if id.Boot.Nonce != "" {
+		id.Lives = append(id.Lives, id.Boot.Nonce)
+		id.Lives = slices.Clone(id.Lives[max(0, len(id.Lives)-maxLives):])
+	}
+	id.Boot = boot{Epoch: id.Boot.Epoch + 1, Nonce: uuid.NewString()}
 }
 
 // loadIdentity reads the identity, and makes one in an empty directory.

@@ -174,18 +174,20 @@ func (c *Cluster) settleTerm(ctx context.Context, term uint64) error {
 // confirmTerm asks the other voters whether they are still in the term, until a majority says yes.
 func (c *Cluster) confirmTerm(ctx context.Context, term uint64) error {
 	var others []NodeID
-	voters := 0
+	voters, self := 0, 0
 	for _, s := range c.servers() {
 		if s.Suffrage != raft.Voter {
 			continue
 		}
 		voters++
-		if NodeID(s.ID) != c.ID() {
+		if NodeID(s.ID) == c.ID() {
+			self = 1
+		} else {
 			others = append(others, NodeID(s.ID))
 		}
 	}
-	need := voters/2 + 1 - 1 // this node is one
-	if need <= 0 {
+	need := voters/2 + 1 - self
+	if need == 0 {
 		return nil
 	}
 	return c.quorum(ctx, others, need, func(ctx context.Context, id NodeID) error {
@@ -231,10 +233,11 @@ func (c *Cluster) serveIndex(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(binary.BigEndian.AppendUint64(nil, index))
 }
 
-// serveTerm says yes while this node's term is the asked one.
+// serveTerm says yes while this node's term is the asked one. A disk whose memory isn't confirmed may have forgotten a newer
+// term that it has helped to begin.
 func (c *Cluster) serveTerm(w http.ResponseWriter, r *http.Request) {
 	var term uint64
-	if _, err := fmt.Sscan(r.URL.Query().Get("term"), &term); err != nil || c.raft.CurrentTerm() != term {
+	if _, err := fmt.Sscan(r.URL.Query().Get("term"), &term); err != nil || !c.Voting() || c.raft.CurrentTerm() != term {
 		http.Error(w, "another term", http.StatusConflict)
 	}
 }

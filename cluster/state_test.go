@@ -32,7 +32,6 @@ type document struct {
 	Values      map[string]string
 	Done        map[string][]byte // answers by command ID
 	Nodes       map[NodeID]Record
-	Nonces      map[NodeID]string
 	Invites     map[string]time.Time
 	ClusterID   string
 }
@@ -44,7 +43,7 @@ type received struct {
 
 func newMapState() *mapState {
 	return &mapState{changed: make(chan struct{}), received: map[string]received{}, data: document{
-		Values: map[string]string{}, Done: map[string][]byte{}, Nodes: map[NodeID]Record{}, Nonces: map[NodeID]string{},
+		Values: map[string]string{}, Done: map[string][]byte{}, Nodes: map[NodeID]Record{},
 		Invites: map[string]time.Time{},
 	}}
 }
@@ -64,7 +63,6 @@ func (s *mapState) clone() *mapState {
 type command struct {
 	ID, Op, Key, Value string
 	Node               Record
-	Nonce              string
 	Away, Draining     bool
 	Hash               []byte
 	Expires            time.Time
@@ -120,11 +118,11 @@ func (s *mapState) change(c command, now time.Time) reply {
 		d.Values[c.Key] += c.Value
 	case "boot":
 		known, ok := d.Nodes[c.Node.ID]
-		if ok && (c.Node.Epoch < known.Epoch || c.Node.Epoch == known.Epoch && d.Nonces[c.Node.ID] != c.Nonce) {
+		if ok && (c.Node.Epoch < known.Epoch || c.Node.Epoch == known.Epoch && known.Nonce != c.Node.Nonce) {
 			return reply{Err: "epoch"}
 		}
 		c.Node.Away, c.Node.Draining = known.Away, known.Draining
-		d.Nodes[c.Node.ID], d.Nonces[c.Node.ID] = c.Node, c.Nonce
+		d.Nodes[c.Node.ID] = c.Node
 	case "forget":
 		delete(d.Nodes, c.Node.ID)
 	case "mark":
@@ -295,8 +293,8 @@ func propose(ctx context.Context, to *Cluster, c command) (string, error) {
 	return "", fmt.Errorf("refused: %s", a.Err)
 }
 
-func (r *mapRecords) Boot(ctx context.Context, rec Record, nonce string) error {
-	return r.do(ctx, command{Op: "boot", Node: rec, Nonce: nonce})
+func (r *mapRecords) Boot(ctx context.Context, rec Record) error {
+	return r.do(ctx, command{Op: "boot", Node: rec})
 }
 func (r *mapRecords) Forget(ctx context.Context, id NodeID) error {
 	return r.do(ctx, command{Op: "forget", Node: Record{ID: id}})

@@ -49,14 +49,14 @@ type report struct {
 	Figures      Figures
 	Version      string
 	Started      time.Time
-	Member       bool
+	Member       bool // has a part in all that is agreed
 }
 
 func (c *Cluster) ownReport() report {
 	r := report{AppliedIndex: c.state.AppliedIndex(), Version: c.cfg.Version, Started: c.started, Figures: c.cfg.Figures()}
 	select {
 	case <-c.ready:
-		r.Member = true
+		r.Member = c.bootRefused() == nil && !c.isRemoved()
 	default:
 	}
 	return r
@@ -91,7 +91,7 @@ func (c *Cluster) Status(ctx context.Context) (Status, error) {
 	members := c.Members()
 	nodes := make([]NodeStatus, len(members))
 	var mu sync.Mutex
-	silent := 0
+	unfit := 0 // silent, or no members by their own word: kept out of elections, or not there yet
 	for i, m := range members {
 		group.Go(func() error {
 			n := NodeStatus{Member: m, Cluster: m.Address}
@@ -99,10 +99,12 @@ func (c *Cluster) Status(ctx context.Context) (Status, error) {
 			if !m.Self {
 				r, err = c.report(ctx, m.ID)
 			}
-			if err != nil {
+			if err != nil || !r.Member {
 				mu.Lock()
-				silent++
+				unfit++
 				mu.Unlock()
+			}
+			if err != nil {
 				if _, heard := c.gossip.hint(m.ID); !heard {
 					n.State = stateDead
 				} else if n.State == stateAlive {
@@ -120,7 +122,7 @@ func (c *Cluster) Status(ctx context.Context) (Status, error) {
 	}
 	_ = group.Wait()
 	out.Nodes = nodes
-	out.Healthy = out.Quorum && silent == 0 && len(nodes) > 0
+	out.Healthy = out.Quorum && unfit == 0 && len(nodes) > 0
 	var newest uint64
 	for _, n := range nodes {
 		newest = max(newest, n.AppliedIndex)

@@ -31,10 +31,10 @@ type records struct {
 	log   *proposer
 }
 
-func (r *records) Boot(ctx context.Context, rec cluster.Record, nonce string) error {
+func (r *records) Boot(ctx context.Context, rec cluster.Record) error {
 	_, err := r.log.Propose(ctx, fsm.BootNode{
 		ID: fsm.NodeID(rec.ID), Name: rec.Name, API: rec.API, Cluster: rec.Cluster, Version: rec.Version,
-		Epoch: rec.Epoch, Level: rec.Level, Nonce: nonce,
+		Epoch: rec.Epoch, Level: rec.Level, Nonce: rec.Nonce,
 	})
 	var used *fsm.EpochError
 	if errors.As(err, &used) || errors.Is(err, fsm.ErrStale) {
@@ -87,7 +87,7 @@ func (r *records) Nodes() ([]cluster.Record, error) {
 	for _, n := range nodes {
 		out = append(out, cluster.Record{
 			ID: cluster.NodeID(n.ID), Name: n.Name, API: n.API, Cluster: n.Cluster, Version: n.Version,
-			Epoch: n.Epoch, Level: n.Level, Away: n.Away, Draining: n.Draining,
+			Epoch: n.Epoch, Level: n.Level, Nonce: n.Nonce, Away: n.Away, Draining: n.Draining,
 		})
 	}
 	return out, nil
