@@ -48,8 +48,10 @@ type Cluster struct {
 	booted    chan struct{} // closed when this boot is on record
 	isReady   sync.Once
 	killed    atomic.Bool
+	hung      atomic.Bool // Raft doesn't end: the disk under its log hangs
 	stopRun   context.CancelFunc
 	changing  chan struct{} // holds one token: one membership change or transfer at a time
+	removing  chan struct{} // and one: one removal at a time, with what is checked before it
 	dead      *deaths
 
 	mu        sync.Mutex
@@ -65,7 +67,7 @@ func New(cfg Config, state State, records Records, guard Guard) (*Cluster, error
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), meter: &logMeter{State: state}, ready: make(chan struct{}), booted: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1)}
+	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), meter: &logMeter{State: state}, ready: make(chan struct{}), booted: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1), removing: make(chan struct{}, 1)}
 	if err := c.open(); err != nil {
 		c.Close()
 		return nil, err
@@ -135,8 +137,8 @@ func (c *Cluster) Close() {
 	if c.transport != nil {
 		c.transport.letGo()
 	}
-	if c.raft != nil {
-		_ = c.raft.Shutdown().Error()
+	if c.raft != nil && !c.hung.Load() {
+		_ = c.endRaft()
 	}
 	if c.transport != nil {
 		c.transport.stop()
@@ -149,7 +151,9 @@ func (c *Cluster) Close() {
 		c.port.Close()
 	}
 	if c.log != nil {
-		_ = c.log.Close()
+		if !c.hung.Load() { // the file would be waited for
+			_ = c.log.Close()
+		}
 		c.log = nil
 	}
 }
@@ -187,15 +191,19 @@ func (c *Cluster) Run(ctx context.Context) error {
 		c.port.Close()
 	}
 	c.transport.letGo()
-	err := c.raft.Shutdown().Error()
+	err := c.endRaft()
+	c.newLeader.notify() // whoever waits for another leader waits in vain
 	stop()
 	if groupErr := group.Wait(); groupErr != nil && !errors.Is(groupErr, context.Canceled) {
 		err = errors.Join(err, groupErr)
 	}
-	select {
-	case <-c.tasks.close():
-	case <-time.After(applyPatience):
-		c.cfg.Logger.Warn("a call of Raft hangs: it is left behind")
+	tasks := c.tasks.close()
+	if !c.hung.Load() {
+		select {
+		case <-tasks:
+		case <-time.After(applyPatience):
+			c.cfg.Logger.Warn("a call of Raft hangs: it is left behind")
+		}
 	}
 	select {
 	case <-c.left:
@@ -206,6 +214,20 @@ func (c *Cluster) Run(ctx context.Context) error {
 		return fmt.Errorf("the cluster part stopped: %w", err)
 	}
 	return nil
+}
+
+// endRaft stops Raft. A disk that hangs under the log hangs Raft as well; then it is left behind, since the process must end.
+func (c *Cluster) endRaft() error {
+	done := make(chan error, 1)
+	ended := c.raft.Shutdown()
+	go func() { done <- ended.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(applyPatience):
+		c.hung.Store(true)
+		return errors.New("the raft log hangs and is left behind")
+	}
 }
 
 // goodbye hands leadership on, so that nobody has to wait for an election.

@@ -250,6 +250,27 @@ func TestALostLogIsRefused(t *testing.T) {
 	}
 }
 
+// A disk that hangs under the log hangs Raft with it; the process must come to its end all the same.
+func TestAHungLogDoesNotKeepTheNodeAlive(t *testing.T) {
+	h := newHouse(t)
+	m := h.add(nil)
+	m.start()
+	m.ready()
+	eventually(t, func() error {
+		if status(t, m).ClusterID == "" {
+			return errors.New("the cluster has no ID yet")
+		}
+		return nil
+	})
+	defer hangLog(t, m.cluster)()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := propose(ctx, m.cluster, command{Op: "put", Key: "a"}); err == nil {
+		t.Fatal("a write went through a disk that hangs")
+	}
+	m.kill()
+}
+
 // A founder that restarts between its promise and the first election keeps the promise, and the cluster forms.
 func TestAFounderRestartsAfterItsPromise(t *testing.T) {
 	h := newHouse(t)

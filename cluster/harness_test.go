@@ -8,11 +8,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/uuid"
+	bolt "go.etcd.io/bbolt"
 
 	"pier/cluster/port"
 )
@@ -202,6 +205,18 @@ func (m *member) disk() (dir string, state *mapState) {
 		m.t.Fatal(err)
 	}
 	return filepath.Join(dir, "copy"), m.state.clone()
+}
+
+// hangLog keeps every write to a node's log waiting, as a disk does that answers no more, until the returned function.
+func hangLog(t *testing.T, c *Cluster) (release func()) {
+	t.Helper()
+	field := reflect.ValueOf(c.log.BoltStore).Elem().FieldByName("conn")
+	file := *(**bolt.DB)(unsafe.Pointer(field.UnsafeAddr()))
+	tx, err := file.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = tx.Rollback() }
 }
 
 func (m *member) put(key, value string) error {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -55,6 +56,8 @@ type Node struct {
 	joins  chan joinOrder
 	killed chan struct{}
 	kill   sync.Once
+	// abandoned says that what is inside was told to end already, and may hang with its disk.
+	abandoned atomic.Bool
 
 	mu      sync.Mutex
 	current *instance
@@ -123,7 +126,7 @@ func (n *Node) open() error {
 
 // Close gives back what New took, for a node that was never run. It is safe to call more than once.
 func (n *Node) Close() {
-	if inst := n.instance(); inst != nil {
+	if inst := n.instance(); inst != nil && !n.abandoned.Load() {
 		inst.close()
 	}
 	for _, door := range []*frontDoor{n.public, n.socket} {
@@ -200,11 +203,12 @@ func (n *Node) liveOnce(ctx context.Context, inst *instance) (*joinOrder, error)
 	case <-runCtx.Done():
 	}
 	stop()
-	err := group.Wait()
-	inst.close()
 	if cause != nil {
+		n.abandon(func() { _ = group.Wait(); inst.close() })
 		return nil, cause
 	}
+	err := group.Wait()
+	inst.close()
 	if errors.Is(err, cluster.ErrLeft) {
 		n.logger.Info("this node has left its cluster; its data directory can go")
 		return nil, nil
@@ -213,6 +217,22 @@ func (n *Node) liveOnce(ctx context.Context, inst *instance) (*joinOrder, error)
 		return nil, err
 	}
 	return order, nil
+}
+
+// abandon ends what can't go on. The disk that is to blame may never answer, and then nobody waits for what hangs with it:
+// the process is about to end.
+func (n *Node) abandon(end func()) {
+	n.abandoned.Store(true) // Close would wait for it again
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		end()
+	}()
+	select {
+	case <-done:
+	case <-time.After(n.opts.Tuning.Grace):
+		n.logger.Error("a disk doesn't answer: some of what this node did is left behind")
+	}
 }
 
 // drain is the polite end: no new requests, leadership to somebody else, and time for what is under way.
