@@ -51,6 +51,7 @@ func TestDecide(t *testing.T) {
 				edit(down("c", true, time.Minute), func(v *view) { v.address = string(replacedBy("d")) }), up("e", true)},
 			want: act{"retire", "c"},
 		},
+		"what a removal left is cleared": {nodes: []view{up("a", true), {id: "x", known: true, gone: true}}, want: act{"forget", "x"}},
 		"absence is marked":              {nodes: []view{up("a", true), up("b", true), down("c", true, time.Hour)}, want: act{"away", "c"}},
 		"and unmarked":                   {nodes: []view{up("a", true), up("b", true), edit(up("c", true), func(v *view) { v.away = true })}, want: act{"back", "c"}},
 		"no mark without a record":       {nodes: []view{up("a", true), up("b", true), edit(down("c", true, time.Hour), func(v *view) { v.known = false })}},

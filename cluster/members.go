@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -92,12 +91,13 @@ type view struct {
 	caughtUp bool
 	away     bool
 	known    bool // has a record in the state
+	gone     bool // and nothing but that: its removal was cut short
 	draining bool
 }
 
 // act is one chore.
 type act struct {
-	kind string // promote, retire, away, back
+	kind string // promote, retire, away, back, forget
 	id   NodeID
 }
 
@@ -107,6 +107,9 @@ type act struct {
 func decide(nodes []view, maxVoters int, voterDelay, repairDelay time.Duration) (act, bool) {
 	voters, dead := 0, 0
 	for _, n := range nodes {
+		if n.gone {
+			return act{"forget", n.id}, true
+		}
 		if n.voter {
 			voters++
 			if n.goneFor > voterDelay {
@@ -179,7 +182,7 @@ func successor(address string) (NodeID, bool) {
 
 // tend looks at the members and does one chore.
 func (c *Cluster) tend(ctx context.Context) {
-	nodes := c.look(ctx)
+	nodes, seen := c.look(ctx)
 	a, ok := decide(nodes, c.cfg.MaxVoters, c.cfg.VoterDelay, c.cfg.RepairDelay)
 	if !ok {
 		return
@@ -187,9 +190,11 @@ func (c *Cluster) tend(ctx context.Context) {
 	var err error
 	switch a.kind {
 	case "promote":
-		err = c.promote(ctx, a.id)
+		err = c.promote(ctx, a.id, seen)
 	case "retire":
-		err = c.forgetServer(ctx, a.id)
+		err = c.retire(ctx, a.id, seen)
+	case "forget":
+		err = c.records.Forget(ctx, a.id)
 	case "away", "back":
 		i := slices.IndexFunc(nodes, func(n view) bool { return n.id == a.id })
 		err = c.records.Mark(ctx, a.id, a.kind == "away", nodes[i].draining)
@@ -197,69 +202,97 @@ func (c *Cluster) tend(ctx context.Context) {
 	c.cfg.Logger.Info("changed the cluster", "act", a.kind, "peer", a.id, "err", err)
 }
 
-func (c *Cluster) look(ctx context.Context) []view {
+// look gives what there is to see, and the index of the configuration that it was seen in.
+func (c *Cluster) look(ctx context.Context) ([]view, uint64) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
+	now := c.raft.GetConfiguration()
+	if now.Error() != nil {
+		return nil, 0
+	}
 	records, _ := c.records.Nodes()
 	commit := c.raft.CommitIndex()
-	var out []view
-	for _, s := range c.servers() {
-		v := view{id: NodeID(s.ID), voter: s.Suffrage == raft.Voter, self: NodeID(s.ID) == c.ID(), address: string(s.Address)}
-		h, heard := c.gossip.hint(v.id)
-		v.well = v.self || heard && (h.State == stateAlive || h.State == stateSuspect)
-		if !v.well && !strings.HasPrefix(v.address, replacedPrefix) {
-			_, err := c.report(ctx, v.id) // gossip may be what fails: ask the node itself
-			v.well = err == nil
-		}
-		v.wellFor, v.goneFor = c.dead.see(v.id, v.well, c.cfg.Now())
-		if i := slices.IndexFunc(records, func(r Record) bool { return r.ID == v.id }); i >= 0 {
-			v.known, v.away, v.draining = true, records[i].Away, records[i].Draining
-		}
-		if v.well && !v.voter && v.wellFor >= c.cfg.VoterDelay {
-			report, err := c.report(ctx, v.id)
-			v.caughtUp = err == nil && report.AppliedIndex+maxAppend >= commit && report.Member
-		}
-		out = append(out, v)
+	servers := now.Configuration().Servers
+	out := make([]view, len(servers))
+	var group errgroup.Group // one that doesn't answer must not use up the time of the others
+	for i, s := range servers {
+		group.Go(func() error {
+			out[i] = c.lookAt(ctx, s, commit)
+			return nil
+		})
 	}
-	return out
+	_ = group.Wait()
+	for _, r := range records {
+		i := slices.IndexFunc(out, func(v view) bool { return v.id == r.ID })
+		if i < 0 {
+			out = append(out, view{id: r.ID, gone: true})
+			continue
+		}
+		out[i].known, out[i].away, out[i].draining = true, r.Away, r.Draining
+	}
+	return out, now.Index()
 }
 
-func (c *Cluster) promote(ctx context.Context, id NodeID) error {
+func (c *Cluster) lookAt(ctx context.Context, s raft.Server, commit uint64) view {
+	v := view{id: NodeID(s.ID), voter: s.Suffrage == raft.Voter, self: NodeID(s.ID) == c.ID(), address: string(s.Address)}
+	h, heard := c.gossip.hint(v.id)
+	v.well = v.self || heard && (h.State == stateAlive || h.State == stateSuspect)
+	if !v.well && !strings.HasPrefix(v.address, replacedPrefix) {
+		_, err := c.report(ctx, v.id) // gossip may be what fails: ask the node itself
+		v.well = err == nil
+	}
+	v.wellFor, v.goneFor = c.dead.see(v.id, v.well, c.cfg.Now())
+	if v.well && !v.voter && v.wellFor >= c.cfg.VoterDelay {
+		report, err := c.report(ctx, v.id)
+		v.caughtUp = err == nil && report.AppliedIndex+maxAppend >= commit && report.Member
+	}
+	return v
+}
+
+func (c *Cluster) promote(ctx context.Context, id NodeID, seen uint64) error {
 	s, ok := c.server(id)
 	if !ok {
 		return ErrNodeUnknown
 	}
-	return c.change(ctx, func(prev uint64) raft.Future { return c.raft.AddVoter(s.ID, s.Address, prev, changeTimeout) })
+	return c.change(ctx, func(uint64) raft.Future { return c.raft.AddVoter(s.ID, s.Address, seen, changeTimeout) })
 }
 
 // change does one membership change or transfer at a time (hashicorp/raft issue 696), and waits for it no longer than
-// changeTimeout. A membership change gets the index of the configuration that it was decided on: if another came between,
-// Raft refuses it.
-func (c *Cluster) change(ctx context.Context, begin func(prev uint64) raft.Future) error {
+// changeTimeout; the next one begins only when Raft is through with it, or leads no more. A membership change gets the index
+// of the configuration that it was decided on: if another came between, Raft refuses it.
+func (c *Cluster) change(ctx context.Context, begin func(now uint64) raft.Future) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	select {
 	case c.changing <- struct{}{}:
-		defer func() { <-c.changing }()
 	case <-ctx.Done():
 		return &UnavailableError{Reason: "another membership change is under way", RetryAfter: c.cfg.RaftTimeout}
 	}
 	now := c.raft.GetConfiguration()
 	if err := now.Error(); err != nil {
+		<-c.changing
 		return err
 	}
-	err := c.tasks.await(ctx, begin(now.Index()))
-	if errors.Is(err, context.DeadlineExceeded) {
-		return &UnavailableError{Reason: "the membership change takes too long", RetryAfter: c.cfg.RaftTimeout}
+	moved := c.newLeader.wait()
+	future := begin(now.Index())
+	done := make(chan error, 1)
+	if !c.tasks.run(func() { done <- future.Error() }) {
+		return raft.ErrRaftShutdown
 	}
-	return err
-}
-
-// drop removes a server and what reminds of it. Its connections go too: it is told when it dials again.
-func (c *Cluster) drop(ctx context.Context, id NodeID) error {
-	return c.change(ctx, func(prev uint64) raft.Future {
-		return c.raft.RemoveServer(raft.ServerID(id), prev, changeTimeout)
+	select {
+	case err := <-done:
+		<-c.changing
+		return err
+	case <-ctx.Done():
+	}
+	c.tasks.run(func() {
+		select {
+		case <-done:
+		case <-moved:
+		}
+		<-c.changing
 	})
+	return &UnavailableError{Reason: "the membership change takes too long", RetryAfter: c.cfg.RaftTimeout}
 }
 
 // takeIn makes a node a member, or moves one to its new address. On a follower it asks the leader.
@@ -318,173 +351,6 @@ func (c *Cluster) readdress(ctx context.Context, s raft.Server, address raft.Ser
 		}
 		return c.raft.AddNonvoter(s.ID, address, prev, changeTimeout)
 	})
-}
-
-type removal struct {
-	ID    NodeID
-	Force bool
-}
-
-// Remove takes a node out. Without force it refuses what would lose the majority or the last copy of a blob.
-func (c *Cluster) Remove(ctx context.Context, id NodeID, force bool) error {
-	if _, ok := c.server(id); !ok {
-		return fmt.Errorf("%w: %s", ErrNodeUnknown, id)
-	}
-	if !force {
-		if err := c.canSpare(ctx, id); err != nil {
-			return err
-		}
-	}
-	deadline := c.cfg.Now().Add(proposePatience)
-	for {
-		err := c.removeOnce(ctx, id, force)
-		if id == c.ID() && errors.Is(err, ErrNotMember) {
-			return nil // it is done, and only the answer was lost
-		}
-		var status *statusError
-		if err == nil || errors.Is(err, ErrWouldLoseQuorum) || errors.As(err, &status) && status.code == http.StatusConflict {
-			return err
-		}
-		if c.cfg.Now().After(deadline) {
-			return &UnavailableError{Reason: "the node was not removed: " + err.Error(), RetryAfter: 2 * c.cfg.RaftTimeout}
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(formPause):
-		}
-	}
-}
-
-// canSpare tells whether the rest would still have a majority and every blob.
-func (c *Cluster) canSpare(ctx context.Context, id NodeID) error {
-	rest := slices.DeleteFunc(c.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter || NodeID(s.ID) == id })
-	voters, live := len(rest), c.countLive(ctx, rest)
-	if live < voters/2+1 {
-		return fmt.Errorf("%w (%d of %d remaining voters are alive)", ErrWouldLoseQuorum, live, voters)
-	}
-	digests, total, err := c.guard.OnlyOn(ctx, id, 10)
-	if err != nil {
-		return fmt.Errorf("look for blobs that only this node holds: %w", err)
-	}
-	if total > 0 {
-		return &LastCopyError{Digests: digests, Total: total}
-	}
-	return nil
-}
-
-// countLive asks the servers themselves: gossip takes seconds to notice a death.
-func (c *Cluster) countLive(ctx context.Context, servers []raft.Server) int {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	var live atomic.Int64
-	var group errgroup.Group
-	for _, s := range servers {
-		group.Go(func() error {
-			if NodeID(s.ID) == c.ID() {
-				live.Add(1)
-			} else if _, err := c.report(ctx, NodeID(s.ID)); err == nil {
-				live.Add(1)
-			}
-			return nil
-		})
-	}
-	_ = group.Wait()
-	return int(live.Load())
-}
-
-func (c *Cluster) removeOnce(ctx context.Context, id NodeID, force bool) error {
-	leader, ok := c.Leader()
-	if !ok {
-		return errNotLeader
-	}
-	if leader == id && len(c.servers()) > 1 {
-		// a leader hands over before it goes, so that nobody waits for an election
-		if id == c.ID() {
-			if err := c.transferHere(ctx, ""); err != nil {
-				return err
-			}
-			return errNotLeader
-		}
-		if err := c.ask(ctx, leader, http.MethodPost, "/cluster/transfer", removal{}, nil); err != nil {
-			return err
-		}
-		return errNotLeader
-	}
-	if leader != c.ID() {
-		return c.ask(ctx, leader, http.MethodPost, "/cluster/remove", removal{ID: id, Force: force}, nil)
-	}
-	if _, ok := c.server(id); !ok {
-		return nil
-	}
-	return c.forgetServer(ctx, id)
-}
-
-// forgetServer takes a node out of the configuration and out of the records.
-func (c *Cluster) forgetServer(ctx context.Context, id NodeID) error {
-	if err := c.drop(ctx, id); err != nil {
-		return err
-	}
-	c.cfg.Logger.Info("removed a node", "peer", id)
-	return c.records.Forget(ctx, id)
-}
-
-func (c *Cluster) serveRemove(w http.ResponseWriter, r *http.Request) {
-	var x removal
-	if !readJSON(w, r, &x) {
-		return
-	}
-	if !c.leading() {
-		http.Error(w, errNotLeader.Error(), http.StatusMisdirectedRequest)
-		return
-	}
-	if err := c.removeOnce(r.Context(), x.ID, x.Force); err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-	}
-}
-
-// Leave drains this node and takes it out: first its blobs must be with others. The mark that it left stays on its disk.
-func (c *Cluster) Leave(ctx context.Context) error {
-	if len(c.servers()) < 2 {
-		return fmt.Errorf("%w: it is the only one", ErrWouldLoseQuorum)
-	}
-	if err := c.records.Mark(ctx, c.ID(), false, true); err != nil {
-		return err
-	}
-	err := c.drained(ctx)
-	if err == nil {
-		c.leaving.Store(true)
-		err = c.Remove(ctx, c.ID(), false)
-	}
-	if err != nil {
-		c.leaving.Store(false)
-		return errors.Join(err, c.records.Mark(context.WithoutCancel(ctx), c.ID(), false, false))
-	}
-	if err := c.remember(func(id *identity) { id.Left = true }); err != nil {
-		return err
-	}
-	c.hasLeft.Do(func() { close(c.left) })
-	return nil
-}
-
-// drained waits until every blob of this node is with others too.
-func (c *Cluster) drained(ctx context.Context) error {
-	said := -1
-	for {
-		_, total, err := c.guard.OnlyOn(ctx, c.ID(), 1)
-		if err == nil && total == 0 {
-			return nil
-		}
-		if total != said {
-			said = total
-			c.cfg.Logger.Info("leaving: waiting until others hold this node's blobs", "blobs", total, "err", err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(formPause):
-		}
-	}
 }
 
 // HandOver gives leadership away if this node has it: what a node does before it stops.

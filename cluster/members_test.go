@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -245,6 +246,41 @@ func TestRemoveRefuses(t *testing.T) {
 	if s := status(t, rest[1]); len(s.Nodes) != 2 {
 		t.Fatalf("status: %+v", s)
 	}
+}
+
+// Two removals that each could be afforded may be one too many, whoever is asked for them. What was removed is no holder of
+// blobs any more, though the answer was lost half way.
+func TestRemovalsAtOnceLeaveAMajority(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(4)
+	ldr := leader(t, nodes)
+	rest := others(nodes, ldr)
+	rest[2].kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	var both sync.WaitGroup
+	errs := make([]error, 2)
+	ids := []NodeID{rest[0].cluster.ID(), rest[1].cluster.ID()}
+	for i := range 2 { // each asks for the other's end
+		both.Go(func() { errs[i] = rest[i].cluster.Remove(ctx, ids[1-i], false) })
+	}
+	both.Wait()
+	s := status(t, ldr)
+	if len(s.Nodes) != 3 || !s.Quorum {
+		t.Fatalf("after two removals (%v): %+v", errs, s)
+	}
+	records := &mapRecords{state: ldr.state, cluster: ldr.cluster}
+	ghost := Record{ID: "ghost", Name: "ghost", Epoch: 1, Nonce: "x"}
+	if err := records.Boot(ctx, ghost); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		known, err := records.Nodes()
+		if err != nil || slices.ContainsFunc(known, func(r Record) bool { return r.ID == ghost.ID }) {
+			return fmt.Errorf("a node that is no member is still on record, %v", err)
+		}
+		return nil
+	})
 }
 
 func TestLeaveUnderLoad(t *testing.T) {
