@@ -173,6 +173,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	group.Go(func() error { return c.gossip.run(inner) })
 	group.Go(func() error { return c.becomeMember(inner) })
 	group.Go(func() error { return c.keepContact(inner) })
+	group.Go(func() error { return c.gatherGossip(inner) })
 	group.Go(func() error { return c.lead(inner) })
 	group.Go(func() error { return c.watchLog(inner) })
 	if c.killed.Load() {

@@ -32,6 +32,13 @@ type newcomer struct {
 	ID      NodeID
 	Name    string
 	Address string
+	Member  bool `json:",omitempty"` // of a cluster, by what it knows: one that isn't any more was removed
+}
+
+func (c *Cluster) newcomer() newcomer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise, Member: c.identity.Member}
 }
 
 // becomeMember forms or joins where there is nothing yet, confirms this boot, and puts it on record.
@@ -88,12 +95,11 @@ func (c *Cluster) formOrJoin(ctx context.Context) error {
 	said := ""
 	for {
 		found, silent := c.greetAll(ctx)
-		if i := slices.IndexFunc(found, func(h hello) bool { return h.Formed }); i >= 0 {
-			if promised := c.promised(); promised == "" {
-				c.askIn(ctx, found[i].Address)
-			} else {
-				c.keepPromise(ctx, promised, found)
+		if slices.ContainsFunc(found, func(h hello) bool { return h.Formed }) {
+			if c.promised() != "" {
+				c.keepPromise(ctx, found)
 			}
+			c.askIn(ctx, found)
 		} else if expect > 0 && len(found)+1 >= expect {
 			c.tryForm(ctx, found[:expect-1])
 		}
@@ -173,8 +179,7 @@ func (c *Cluster) tryForm(ctx context.Context, others []hello) {
 	servers := []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(c.ID()), Address: raft.ServerAddress(c.advertise)}}
 	for _, o := range others {
 		var granted hello
-		ask := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
-		if err := c.askAddress(ctx, o.Address, http.MethodPost, "/cluster/promise", ask, &granted); err != nil || granted.ID != o.ID {
+		if err := c.askAddress(ctx, o.Address, http.MethodPost, "/cluster/promise", c.newcomer(), &granted); err != nil || granted.ID != o.ID {
 			c.complain("a node can't follow this one: was a founder's disk emptied while the cluster formed? Then empty the others' too", o.ID, err)
 			return
 		}
@@ -243,7 +248,7 @@ func (c *Cluster) promised() NodeID {
 // keepPromise is for a founder that was restarted between its promise and its first configuration: the cluster counts on
 // its vote already. As any other voter it votes once enough others know of no newer boot of it. When the cluster was formed
 // without it, which takes that its promise was to somebody who is gone, it joins like anybody else.
-func (c *Cluster) keepPromise(ctx context.Context, to NodeID, found []hello) {
+func (c *Cluster) keepPromise(ctx context.Context, found []hello) {
 	yes := 0
 	for _, h := range found {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -260,22 +265,22 @@ func (c *Cluster) keepPromise(ctx context.Context, to NodeID, found []hello) {
 	if yes >= c.cfg.BootstrapExpect/2 {
 		c.openGate()
 	}
-	for _, h := range found {
-		if h.Formed {
-			c.askIn(ctx, h.Address)
-			return
-		}
-	}
-	c.cfg.Logger.Debug("waiting for the founder that this node promised to follow", "peer", to)
 }
 
-// askIn asks a cluster to take this node; being taken shows when the leader's log arrives.
-func (c *Cluster) askIn(ctx context.Context, address string) {
-	ctx, cancel := context.WithTimeout(ctx, proposePatience)
-	defer cancel()
-	me := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
-	if err := c.askAddress(ctx, address, http.MethodPost, "/cluster/join", me, nil); err != nil {
-		c.complain("not let in yet", NodeID(address), err)
+// askIn asks a cluster to take this node, through one of its nodes after the other: some may be cut off from the rest, or
+// removed. Being taken shows when the leader's log arrives.
+func (c *Cluster) askIn(ctx context.Context, found []hello) {
+	for _, h := range found {
+		if !h.Formed {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, proposePatience)
+		err := c.askAddress(ctx, h.Address, http.MethodPost, "/cluster/join", c.newcomer(), nil)
+		cancel()
+		if err == nil {
+			return
+		}
+		c.complain("not let in yet", h.ID, err)
 	}
 }
 
@@ -477,7 +482,37 @@ func (c *Cluster) bootRefused() error {
 	return nil
 }
 
-const contactPause = 500 * time.Millisecond
+const (
+	contactPause = 500 * time.Millisecond
+	strayPause   = 5 * time.Second
+)
+
+// gatherGossip brings gossip together: at once while this node is alone in it, and every few seconds with members that it
+// takes for dead. Two halves of a cluster that were cut from each other forget each other, and would never look again.
+func (c *Cluster) gatherGossip(ctx context.Context) error {
+	tick := time.NewTicker(contactPause)
+	defer tick.Stop()
+	var looked time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		switch {
+		case c.isRemoved() || len(c.servers()) < 2:
+		case c.gossip.alone():
+			c.gossip.join(c.seeds())
+		case time.Since(looked) > strayPause:
+			looked = time.Now()
+			for _, s := range c.servers() {
+				if h, _ := c.gossip.hint(NodeID(s.ID)); h.State != stateAlive && NodeID(s.ID) != c.ID() {
+					c.gossip.join([]string{string(s.Address)})
+				}
+			}
+		}
+	}
+}
 
 // keepContact looks for lost members, tells the cluster when this node has moved, and tells every voter of this boot:
 // elections need only some of them to know, but each that knows would recognize this disk if it came back older.
@@ -493,9 +528,6 @@ func (c *Cluster) keepContact(ctx context.Context) error {
 		}
 		if c.isRemoved() || len(c.servers()) == 0 {
 			continue
-		}
-		if c.gossip.alone() && len(c.servers()) > 1 {
-			c.gossip.join(c.seeds())
 		}
 		_, led := c.Leader()
 		s, member := c.server(c.ID())
@@ -520,8 +552,7 @@ func (c *Cluster) contact(ctx context.Context, id NodeID, moved bool, told map[N
 		c.refuseBoot() // it was away when this node began to vote
 	}
 	if err == nil && moved {
-		me := newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise}
-		if err := c.ask(ctx, id, http.MethodPost, "/cluster/join", me, nil); err != nil {
+		if err := c.ask(ctx, id, http.MethodPost, "/cluster/join", c.newcomer(), nil); err != nil {
 			c.cfg.Logger.Debug("the new address isn't known yet", "peer", id, "err", err)
 		}
 	}

@@ -161,22 +161,23 @@ type gossipWire struct {
 	cfg     gossipConfig
 	packets chan *memberlist.Packet
 	streams chan net.Conn
-	closed  chan struct{}
-	once    sync.Once
+	life    context.Context
+	end     context.CancelFunc
 	workers sync.WaitGroup
 }
 
 const maxPacket = 65536
 
 func newGossipWire(cfg gossipConfig) *gossipWire {
-	w := &gossipWire{cfg: cfg, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), closed: make(chan struct{})}
+	w := &gossipWire{cfg: cfg, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn)}
+	w.life, w.end = context.WithCancel(context.Background())
 	w.workers.Go(w.readPackets)
 	w.workers.Go(w.acceptStreams)
 	return w
 }
 
 func (w *gossipWire) close() {
-	w.once.Do(func() { close(w.closed) })
+	w.end()
 	_ = w.cfg.port.Packets().Close()
 	_ = w.cfg.port.Listener(port.ProtoGossip).Close()
 	w.workers.Wait()
@@ -191,7 +192,7 @@ func (w *gossipWire) readPackets() {
 				return
 			}
 			select {
-			case <-w.closed:
+			case <-w.life.Done():
 				return
 			default:
 				continue
@@ -200,7 +201,7 @@ func (w *gossipWire) readPackets() {
 		p := &memberlist.Packet{Buf: append([]byte(nil), buf[:n]...), From: from, Timestamp: time.Now()}
 		select {
 		case w.packets <- p:
-		case <-w.closed:
+		case <-w.life.Done():
 			return
 		}
 	}
@@ -215,7 +216,7 @@ func (w *gossipWire) acceptStreams() {
 		}
 		select {
 		case w.streams <- c:
-		case <-w.closed:
+		case <-w.life.Done():
 			_ = c.Close()
 			return
 		}
@@ -257,7 +258,7 @@ func (w *gossipWire) PacketCh() <-chan *memberlist.Packet { return w.packets }
 
 // DialTimeout opens a stream to whoever of the cluster is at the address.
 func (w *gossipWire) DialTimeout(address string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(w.life, timeout)
 	defer cancel()
 	return w.cfg.port.Dial(ctx, port.ProtoGossip, "", address)
 }

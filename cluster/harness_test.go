@@ -322,6 +322,7 @@ type wires struct {
 	mu    sync.Mutex
 	cuts  map[[2]string]bool
 	conns map[*wire]struct{}
+	mute  bool // no packet passes
 }
 
 func newWires() *wires { return &wires{cuts: map[[2]string]bool{}, conns: map[*wire]struct{}{}} }
@@ -414,7 +415,7 @@ type packets struct {
 
 func (p packets) WriteTo(b []byte, to net.Addr) (int, error) {
 	p.end.wires.mu.Lock()
-	broken := p.end.wires.cuts[[2]string{p.end.address, to.String()}]
+	broken := p.end.wires.mute || p.end.wires.cuts[[2]string{p.end.address, to.String()}]
 	p.end.wires.mu.Unlock()
 	if broken {
 		return len(b), nil

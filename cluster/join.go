@@ -257,7 +257,12 @@ func (c *Cluster) serveJoin(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a node speaks for itself", http.StatusForbidden)
 		return
 	}
-	if err := c.takeIn(r.Context(), n); err != nil {
+	switch err := c.takeIn(r.Context(), n); {
+	case errors.Is(err, ErrNotMember) && from == n.ID:
+		http.Error(w, err.Error(), http.StatusGone)
+	case errors.Is(err, ErrNotMember): // who only passes it on is no former member
+		http.Error(w, err.Error(), http.StatusForbidden)
+	case err != nil:
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}
 }

@@ -302,11 +302,19 @@ func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 		if !ok {
 			return &UnavailableError{Reason: "there is no leader that could take a node in", RetryAfter: c.cfg.RaftTimeout}
 		}
-		return c.ask(ctx, leader, http.MethodPost, "/cluster/join", n, nil)
+		err := c.ask(ctx, leader, http.MethodPost, "/cluster/join", n, nil)
+		var refused *statusError
+		if errors.As(err, &refused) && refused.code == http.StatusForbidden {
+			return fmt.Errorf("%s: %w", n.ID, ErrNotMember)
+		}
+		return err
 	}
 	known, member := c.server(n.ID)
 	if member && string(known.Address) == n.Address {
 		return nil
+	}
+	if !member && n.Member {
+		return fmt.Errorf("%s: %w", n.ID, ErrNotMember)
 	}
 	there := c.answersAt(ctx, n)
 	if member && !there {

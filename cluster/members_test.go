@@ -339,6 +339,106 @@ func TestANodeComesBackElsewhere(t *testing.T) {
 	})
 }
 
+// Two halves that each have company find each other again: Raft dials whom it knows, gossip has to look.
+func TestGossipComesTogetherAgain(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(4)
+	for _, m := range nodes {
+		m.kill()
+	}
+	h.net.cut(nodes[:2], nodes[2:])
+	for _, m := range nodes {
+		m.start()
+	}
+	eventually(t, func() error {
+		for _, m := range nodes {
+			if m.cluster.gossip.alone() {
+				return fmt.Errorf("%s is alone", m.name)
+			}
+		}
+		return nil
+	})
+	h.net.heal()
+	for _, m := range nodes {
+		m.ready()
+	}
+	eventually(t, func() error {
+		for _, m := range nodes {
+			for _, o := range nodes {
+				if hint, _ := m.cluster.gossip.hint(o.cluster.ID()); hint.State != stateAlive {
+					return fmt.Errorf("for %s %s is %q", m.name, o.name, hint.State)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// UDP may be blocked between the nodes: gossip is slower then, and everything works.
+func TestUDPIsNotNeeded(t *testing.T) {
+	h := newHouse(t)
+	h.net.mute = true
+	nodes := h.formed(3)
+	nodes[0].mustPut("a", "1")
+	nodes[1].mustGet("a", "1")
+	eventually(t, func() error {
+		if s := status(t, nodes[2]); !s.Healthy || len(s.Nodes) != 3 {
+			return fmt.Errorf("status: %+v", s)
+		}
+		return nil
+	})
+	leader(t, nodes).kill()
+	for _, m := range nodes {
+		if m.cluster != nil {
+			m.mustPut("by "+m.name, "x")
+		}
+	}
+}
+
+// A node that was removed while the leader of today wasn't there is let in no more, wherever it comes from.
+func TestARemovedNodeIsNoNewcomer(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(4)
+	ldr := leader(t, nodes)
+	gone := others(nodes, ldr)[0]
+	id := gone.cluster.ID()
+	gone.kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	if err := ldr.cluster.Remove(ctx, id, false); err != nil {
+		t.Fatal(err)
+	}
+	rest := others(nodes, gone)
+	for _, m := range rest { // none of them remembers in person
+		m.kill()
+		edit, err := loadIdentity(m.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		edit.Removed = nil
+		if err := writeIdentity(m.dir, edit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range rest {
+		m.start()
+	}
+	for _, m := range rest {
+		m.ready()
+	}
+	gone.address = freeAddress(t)
+	gone.start()
+	eventually(t, func() error {
+		if !gone.cluster.isRemoved() {
+			return errors.New("a removed node doesn't know it")
+		}
+		return nil
+	})
+	if s := status(t, rest[0]); len(s.Nodes) != 3 {
+		t.Fatalf("a removed node is back: %+v", s)
+	}
+}
+
 func TestStrangersAreRefused(t *testing.T) {
 	h := newHouse(t)
 	nodes := h.formed(3)
