@@ -51,6 +51,8 @@ type Config struct {
 	ReadWait time.Duration
 	// RelayWait is how long an upload's node may be unreachable before the upload counts as gone (default 10 s).
 	RelayWait time.Duration
+	// BusyWait is how long a request waits for another that is at the same upload (default 5 s).
+	BusyWait time.Duration
 	// HolderWait is how long HEAD waits for a node that has the blob before it tells the client to push it again
 	// (default 3 s).
 	HolderWait time.Duration
@@ -70,7 +72,7 @@ func (c Config) Validate() error {
 	}{
 		{"MaxInFlight", int64(c.MaxInFlight)}, {"MaxQueue", int64(c.MaxQueue)}, {"QueueWait", int64(c.QueueWait)},
 		{"BodyIdle", int64(c.BodyIdle)}, {"ReadWait", int64(c.ReadWait)}, {"RelayWait", int64(c.RelayWait)},
-		{"HolderWait", int64(c.HolderWait)},
+		{"BusyWait", int64(c.BusyWait)}, {"HolderWait", int64(c.HolderWait)},
 	} {
 		if n.value < 0 {
 			faults = append(faults, fmt.Errorf("%s is negative", n.name))
@@ -92,6 +94,7 @@ func (c *Config) fill() {
 	orDefault(&c.BodyIdle, defaultBodyIdle)
 	orDefault(&c.ReadWait, 5*time.Second)
 	orDefault(&c.RelayWait, 10*time.Second)
+	orDefault(&c.BusyWait, 5*time.Second)
 	orDefault(&c.HolderWait, 3*time.Second)
 	if c.Alive == nil {
 		c.Alive = func(fsm.NodeID) bool { return true }

@@ -3,7 +3,9 @@ package api
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -111,9 +113,36 @@ func TestRelayClientBreaksOff(t *testing.T) {
 		return nil
 	})
 	_ = conn.Close()
+	f.want(f.do("PATCH", loc, []byte("more")), 202, "")
+}
+
+// A client that drips hears of it through a relay as it does at the upload's own node.
+func TestRelayDrippingBody(t *testing.T) {
+	f := newFixture(t, 2, func(c *Config) { c.BodyIdle = 100 * time.Millisecond })
+	loc := f.begin(f.nodes[1], "a", "")
+	conn := f.dial(f.nodes[0], "PATCH "+loc+" HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nabc")
+	if got := readAll(t, conn); !strings.HasPrefix(got, "HTTP/1.1 408 ") || !strings.Contains(got, codeUploadInvalid) {
+		t.Errorf("answer: %s", got)
+	}
+	f.want(f.do("PATCH", loc, []byte("more")), 202, "")
+}
+
+// A relayed request has one ID in the logs of both nodes.
+func TestRelayKeepsRequestID(t *testing.T) {
+	var mu sync.Mutex
+	var log bytes.Buffer
+	f := newFixture(t, 2, func(c *Config) {
+		c.AccessLog = slog.New(slog.NewTextHandler(lockedWriter{&mu, &log}, nil)).With("node", c.Node)
+	})
+	loc := f.begin(f.nodes[1], "a", "")
+	id := f.want(f.do("PATCH", loc, []byte("hello")), 202, "").Header.Get("X-Request-Id")
 	eventually(t, func() error {
-		if got := f.do("PATCH", loc, []byte("more")); got.StatusCode != 202 {
-			return errors.New(got.Status)
+		mu.Lock()
+		defer mu.Unlock()
+		for _, n := range f.nodes {
+			if line := fmt.Sprintf("msg=request node=%s request=%s method=PATCH ", n.id, id); !strings.Contains(log.String(), line) {
+				return fmt.Errorf("no %q in\n%s", line, log.String())
+			}
 		}
 		return nil
 	})

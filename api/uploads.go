@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -168,12 +169,12 @@ func (a *API) getUpload(w http.ResponseWriter, _ *http.Request, rt route) error 
 	return nil
 }
 
-func (a *API) deleteUpload(w http.ResponseWriter, _ *http.Request, rt route) error {
+func (a *API) deleteUpload(w http.ResponseWriter, r *http.Request, rt route) error {
 	up, err := a.findUpload(rt)
 	if err != nil {
 		return err
 	}
-	if err := up.Cancel(); err != nil {
+	if err := a.whenFree(r.Context(), up.Cancel); err != nil {
 		return fmt.Errorf("cancel an upload: %w", err)
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -191,7 +192,7 @@ func (a *API) patchUpload(w http.ResponseWriter, r *http.Request, rt route) erro
 		return err
 	}
 	var order *blobsync.OffsetError
-	if err := appendChunk(r, up, c); errors.As(err, &order) {
+	if err := a.appendChunk(r, up, c); errors.As(err, &order) {
 		return a.outOfOrder(w, rt, up, c)
 	} else if err != nil {
 		return err
@@ -217,13 +218,17 @@ func (a *API) putUpload(w http.ResponseWriter, r *http.Request, rt route) error 
 	}
 	var order *blobsync.OffsetError
 	if r.ContentLength != 0 {
-		err = appendChunk(r, up, c)
+		err = a.appendChunk(r, up, c)
 		if err != nil && !errors.As(err, &order) {
 			return err
 		}
 	}
 	// A chunk that doesn't fit may be one that came already: then what is there has the digest.
-	size, err := up.Commit(r.Context(), d)
+	var size int64
+	err = a.whenFree(r.Context(), func() (err error) {
+		size, err = up.Commit(r.Context(), d)
+		return err
+	})
 	if order != nil && errors.Is(err, blobsync.ErrDigestMismatch) {
 		return a.outOfOrder(w, rt, up, c)
 	}
@@ -287,13 +292,34 @@ func parseChunk(r *http.Request) (chunk, error) {
 	return c, nil
 }
 
+// whenFree gives another request a little time to finish with the upload. Mostly that is one whose client has hung up and is
+// back already, and clients such as regctl don't try a 503 again. A busy upload has read nothing of a body.
+func (a *API) whenFree(ctx context.Context, do func() error) error {
+	deadline := time.Now().Add(a.cfg.BusyWait)
+	for {
+		err := do()
+		if !errors.Is(err, blobsync.ErrUploadBusy) || time.Now().After(deadline) {
+			return err
+		}
+		if err := pause(ctx, busyPause); err != nil {
+			return err
+		}
+	}
+}
+
+const busyPause = 20 * time.Millisecond
+
 // appendChunk writes the body to the session, which answers a chunk out of order with an OffsetError.
-func appendChunk(r *http.Request, up *blobsync.Upload, c chunk) error {
+func (a *API) appendChunk(r *http.Request, up *blobsync.Upload, c chunk) error {
 	body := io.Reader(r.Body)
 	if c.length >= 0 {
 		body = io.LimitReader(body, c.length)
 	}
-	n, err := up.Append(r.Context(), c.at, body)
+	var n int64
+	err := a.whenFree(r.Context(), func() (err error) {
+		n, err = up.Append(r.Context(), c.at, body)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("append to an upload: %w", err)
 	}

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -146,6 +148,30 @@ func TestUploadRefusals(t *testing.T) {
 	f.want(f.do("PUT", loc, content), 400, codeDigestInvalid)
 	f.want(f.do("PUT", loc+"?digest="+wrong, nil), 400, codeDigestInvalid)
 	f.want(f.do("PUT", loc+"?digest="+d, content[700:]), 201, "")
+}
+
+// An upload has one writer. The next waits for it a little: mostly it is one that has just hung up.
+func TestUploadBusy(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) { c.BusyWait = 100 * time.Millisecond })
+	loc := f.begin(f.nodes[0], "a", "")
+	conn := f.dial(f.nodes[0], "PATCH "+loc+" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nhello")
+	eventually(t, func() error {
+		if got := f.do("GET", loc, nil).Header.Get("Range"); got != "0-4" {
+			return fmt.Errorf("Range is %s", got)
+		}
+		return nil
+	})
+	d := digest.FromString("hello world")
+	for _, c := range []struct{ method, path string }{{"PATCH", loc}, {"PUT", loc + "?digest=" + d.String()}, {"DELETE", loc}} {
+		got := f.want(f.do(c.method, c.path, nil), 503, codeUnavailable)
+		f.wantHeader(got, "Retry-After: 3")
+	}
+	f.nodes[0].api.cfg.BusyWait = time.Minute
+	var work sync.WaitGroup
+	work.Go(func() { f.want(f.do("PATCH", loc, []byte(" world")), 202, "") })
+	f.must(nil, conn.Close())
+	work.Wait()
+	f.want(f.do("PUT", loc+"?digest="+d.String(), nil), 201, "")
 }
 
 func TestUploadUnknown(t *testing.T) {
