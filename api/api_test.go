@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -118,28 +120,76 @@ func TestHealth(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	f := newFixture(t, 1, func(c *Config) {
 		c.Figures = func() Figures {
-			return Figures{UploadsOpen: 3, BlobsMissing: 4, RaftTerm: 5, RaftRole: "leader", RaftApplied: 6, ReplicationLag: 7 * time.Second, DiskFree: 8}
+			return Figures{
+				UploadsOpen: 3, BlobsMissing: 4, RaftTerm: 5, RaftRole: "leader", RaftApplied: 6, ReplicationLag: 7 * time.Second, DiskFree: 8,
+				BlobsWanted: 9, Blobs: 10, Bytes: 11, FetchedBytes: 12, ServedBytes: 13, StateInstalls: 14,
+			}
 		}
 	})
 	f.pushImage(f.nodes[0], "secret-name", "t", "")
 	f.do("BREW", "/v2/", nil)
 	f.do("GET", "/v2/UPPER/tags/list", nil)
+	f.do("GET", "/secret-path", nil)
 	got := string(f.want(f.do("GET", "/metrics", nil), 200, "").body)
 	for _, line := range []string{
 		`pier_http_requests_total{method="PUT",route="manifest",status="201"} 1`,
 		`pier_http_requests_total{method="POST",route="uploads",status="201"} 2`,
 		`pier_http_requests_total{method="GET",route="invalid",status="400"} 1`,
+		`pier_http_requests_total{method="other",route="root",status="405"} 1`,
+		`pier_http_requests_total{method="GET",route="other",status="404"} 1`,
 		`pier_http_request_seconds_count{method="PUT",route="manifest"} 1`,
-		`pier_http_body_bytes_total{direction="in"}`,
+		"pier_http_requests_open 1", // the scrape itself
 		"pier_uploads_open 3", "pier_blobs_missing 4", "pier_raft_term 5", `pier_raft_role{role="leader"} 1`,
-		"pier_raft_applied_index 6", "pier_replication_lag_seconds 7", "pier_disk_free_bytes 8", "go_goroutines",
+		"pier_raft_applied_index 6", "pier_replication_lag_seconds 7", "pier_disk_free_bytes 8", "pier_blobs_wanted 9", "pier_blobs 10",
+		"pier_blobs_bytes 11", "pier_replication_fetched_bytes_total 12", "pier_replication_served_bytes_total 13",
+		"pier_state_installs_total 14",
 	} {
-		if !strings.Contains(got, line) {
+		if !strings.Contains(got, "\n"+line+"\n") {
 			t.Errorf("no %s", line)
 		}
 	}
-	if strings.Contains(got, "secret-name") || strings.Contains(got, "BREW") {
-		t.Error("a client's words are labels")
+	for _, name := range []string{"go_goroutines", "process_open_fds", `pier_http_request_seconds_bucket{method="PUT",route="manifest",le="0.5"}`} {
+		if !strings.Contains(got, "\n"+name+" ") {
+			t.Errorf("no %s", name)
+		}
+	}
+	for _, word := range []string{"secret-name", "secret-path", "BREW", "UPPER"} {
+		if strings.Contains(got, word) {
+			t.Errorf("a client's word %s is a label", word)
+		}
+	}
+}
+
+// The bytes that are counted are those that went over the wire.
+func TestMetricsCountBytes(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	counted := func(direction string) (n float64) {
+		for line := range strings.Lines(string(f.do("GET", "/metrics", nil).body)) {
+			if rest, ok := strings.CutPrefix(line, `pier_http_body_bytes_total{direction="`+direction+`"} `); ok {
+				f.must(fmt.Sscan(rest, &n))
+			}
+		}
+		return n
+	}
+	d := f.pushBlob(f.nodes[0], "a", randomBytes(300000))
+	eventually(t, func() error {
+		if n := counted("in"); n != 300000 {
+			return fmt.Errorf("%v of 300000 bytes in", n)
+		}
+		return nil
+	})
+	before := counted("out")
+	// Each scrape counts itself with the next, hence the bounds.
+	f.do("GET", "/v2/a/blobs/"+d.String(), nil)
+	eventually(t, func() error {
+		if n := counted("out") - before; n < 300000 {
+			return fmt.Errorf("%v of 300000 bytes out", n)
+		}
+		return nil
+	})
+	x := &exchange{ResponseWriter: httptest.NewRecorder(), head: true}
+	if _, err := x.Write([]byte("unsent")); err != nil || x.sent != 0 {
+		t.Errorf("an answer to HEAD counts %d bytes (%v)", x.sent, err)
 	}
 }
 

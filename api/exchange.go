@@ -20,6 +20,7 @@ type exchange struct {
 	id     string
 	route  string // for metrics: an endpoint's name, never a path
 	body   *steadyBody
+	head   bool // a HEAD, whose body net/http swallows
 	status int
 	sent   int64
 	fault  error // what a 5xx answer hides from the client
@@ -35,7 +36,9 @@ func (x *exchange) WriteHeader(status int) {
 func (x *exchange) Write(p []byte) (int, error) {
 	x.implicit()
 	n, err := x.ResponseWriter.Write(p)
-	x.sent += int64(n)
+	if !x.head {
+		x.sent += int64(n)
+	}
 	return n, err
 }
 
@@ -89,7 +92,7 @@ func requestID(r *http.Request) string {
 func (a *API) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()
-		x := &exchange{ResponseWriter: w, id: requestID(r), route: "other"}
+		x := &exchange{ResponseWriter: w, id: requestID(r), route: "other", head: r.Method == http.MethodHead}
 		w.Header().Set(headerRequestID, x.id)
 		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)) // a copy: the server must find its own body
 		x.body = steady(w, r, a.cfg.BodyIdle)

@@ -1,0 +1,83 @@
+package client
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Programs read this, so neither a name nor the order changes.
+func TestStatusShape(t *testing.T) {
+	started := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	got, err := json.Marshal(Status{
+		ClusterID: "c", Name: "n", Leader: "l", Term: 1, Quorum: true, Healthy: true,
+		Nodes: []NodeStatus{{
+			ID: "i", Name: "n", API: "a", Cluster: "c", Role: "leader", State: "alive", AppliedIndex: 2, Blobs: 3,
+			BlobsMissing: 4, Bytes: 5, DiskFree: 6, Version: "v", Started: started,
+		}},
+	})
+	const want = `{"cluster_id":"c","name":"n","leader":"l","term":1,"quorum":true,"healthy":true,"nodes":[` +
+		`{"id":"i","name":"n","api":"a","cluster":"c","role":"leader","state":"alive","applied_index":2,"blobs":3,` +
+		`"blobs_missing":4,"bytes":5,"disk_free":6,"version":"v","started":"2026-01-02T03:04:05Z"}]}`
+	if err != nil || string(got) != want {
+		t.Errorf("%s (%v), want %s", got, err, want)
+	}
+}
+
+func TestInviteLifetime(t *testing.T) {
+	for ttl, want := range map[string]time.Duration{"": time.Hour, "30m": 30 * time.Minute, "720h": 720 * time.Hour} {
+		if got, err := (InviteRequest{TTL: ttl}).Lifetime(); got != want || err != nil {
+			t.Errorf("%q: %v, %v", ttl, got, err)
+		}
+	}
+	for _, ttl := range []string{"0s", "-1h", "721h", "soon", "7"} {
+		if got, err := (InviteRequest{TTL: ttl}).Lifetime(); err == nil {
+			t.Errorf("%q is taken for %v", ttl, got)
+		}
+	}
+}
+
+// Whatever a server answers, a person gets a sentence.
+func TestRefusals(t *testing.T) {
+	answer := ""
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusConflict)
+		_, _ = w.Write([]byte(answer))
+	}))
+	defer server.Close()
+	// A server may be given without its scheme, and with a slash too many.
+	c := New(Options{Server: strings.TrimPrefix(server.URL, "http://") + "/"})
+	for body, want := range map[string]Error{
+		`{"errors":[{"code":"C","message":"why"}]}`: {409, "C", "why"},
+		`{"errors":[]}`: {409, "UNKNOWN", `409: {"errors":[]}`},
+		" proxy page\n": {409, "UNKNOWN", "409: proxy page"},
+		"":              {409, "UNKNOWN", "409: "},
+	} {
+		answer = body
+		var got *Error
+		if err := c.Leave(t.Context()); !errors.As(err, &got) || *got != want {
+			t.Errorf("%q: %v, want %v", body, err, want)
+		}
+	}
+}
+
+func TestNobodyAnswers(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "none.sock")
+	_, err := New(Options{Socket: socket}).Status(t.Context())
+	if err == nil || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "--data-dir") {
+		t.Errorf("no node: %v", err)
+	}
+}
+
+func TestAnswersThatAreNoJSON(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }))
+	defer server.Close()
+	if _, err := New(Options{Server: server.URL}).Status(t.Context()); err == nil || !strings.Contains(err.Error(), "understand") {
+		t.Errorf("a page: %v", err)
+	}
+}

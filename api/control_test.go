@@ -1,0 +1,156 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"pier/api/client"
+)
+
+// spokenTo is a cluster that remembers what it was asked, and answers with err.
+type spokenTo struct {
+	noCluster
+	heard any
+	takes time.Duration
+	err   error
+}
+
+func (c *spokenTo) Status(context.Context) (client.Status, error) {
+	return client.Status{ClusterID: "c", Quorum: true, Nodes: []client.NodeStatus{{ID: "i", Blobs: 7}}}, c.err
+}
+
+func (c *spokenTo) Invite(_ context.Context, r client.InviteRequest) (client.Invite, error) {
+	c.heard = r
+	return client.Invite{Token: "token", Expires: time.Unix(1, 0).UTC()}, c.err
+}
+
+func (c *spokenTo) Join(_ context.Context, r client.JoinRequest) (client.Joined, error) {
+	c.heard = r
+	return client.Joined{ID: "i", ClusterID: "c"}, c.err
+}
+
+func (c *spokenTo) Leave(ctx context.Context) error {
+	c.heard = "leave"
+	if c.takes > 0 {
+		return errors.Join(pause(ctx, c.takes), c.err)
+	}
+	return c.err
+}
+
+func (c *spokenTo) Remove(_ context.Context, r client.RemoveRequest) error {
+	c.heard = r
+	return c.err
+}
+
+func (c *spokenTo) Transfer(_ context.Context, r client.TransferRequest) error {
+	c.heard = r
+	return c.err
+}
+
+// control serves the first node's control socket until the test ends, and gives a client of it.
+func (f *fixture) control(cluster Cluster) *client.Client {
+	f.Helper()
+	api := f.nodes[0].api
+	api.cluster = cluster
+	path := filepath.Join(f.TempDir(), "s")
+	lis, err := net.Listen("unix", path)
+	f.must(lis, err)
+	server := NewServer(api.Control(), nil)
+	var work sync.WaitGroup
+	work.Go(func() { _ = server.Serve(lis) })
+	f.Cleanup(func() {
+		_ = server.Close()
+		work.Wait()
+	})
+	return client.New(client.Options{Socket: path})
+}
+
+func TestControl(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	cluster := &spokenTo{}
+	c := f.control(cluster)
+	if s, err := c.Status(t.Context()); err != nil || s.ClusterID != "c" || !s.Quorum || len(s.Nodes) != 1 || s.Nodes[0].Blobs != 7 {
+		t.Errorf("status: %+v, %v", s, err)
+	}
+	if i, err := c.Invite(t.Context(), client.InviteRequest{TTL: "2h"}); err != nil || i.Token != "token" || i.Expires.Unix() != 1 {
+		t.Errorf("invite: %+v, %v", i, err)
+	}
+	if j, err := c.Join(t.Context(), client.JoinRequest{Token: "x", Discard: true}); err != nil || j.ID != "i" || j.ClusterID != "c" {
+		t.Errorf("join: %+v, %v", j, err)
+	}
+	for _, call := range []struct {
+		do   func() error
+		want any
+	}{
+		{func() error { _, err := c.Invite(t.Context(), client.InviteRequest{TTL: "2h"}); return err }, client.InviteRequest{TTL: "2h"}},
+		{func() error { _, err := c.Join(t.Context(), client.JoinRequest{Token: "x", Discard: true}); return err }, client.JoinRequest{Token: "x", Discard: true}},
+		{func() error { return c.Leave(t.Context()) }, "leave"},
+		{func() error { return c.Remove(t.Context(), client.RemoveRequest{Node: "n", Force: true}) }, client.RemoveRequest{Node: "n", Force: true}},
+		{func() error { return c.Transfer(t.Context(), client.TransferRequest{Node: "n"}) }, client.TransferRequest{Node: "n"}},
+	} {
+		cluster.heard, cluster.err = nil, nil
+		if err := call.do(); err != nil || cluster.heard != call.want {
+			t.Errorf("the cluster heard %+v (%v), want %+v", cluster.heard, err, call.want)
+		}
+		var got *client.Error
+		cluster.err = &client.Error{Status: 409, Code: "LAST_COPY", Message: "no: it has the last copy"}
+		if err := call.do(); !errors.As(err, &got) || *got != *cluster.err.(*client.Error) {
+			t.Errorf("%+v: a refusal arrives as %v", call.want, err)
+		}
+		cluster.err = &Unavailable{Reason: "no quorum"}
+		if err := call.do(); !errors.As(err, &got) || got.Status != 503 || got.Message != "no quorum" {
+			t.Errorf("%+v: no quorum arrives as %v", call.want, err)
+		}
+	}
+	if err := c.Health(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+}
+
+// Over the public port anybody may look, and nobody may change anything.
+func TestControlOverPublicPort(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	cluster := &spokenTo{}
+	f.nodes[0].api.cluster = cluster
+	f.want(f.do("GET", "/api/v1/cluster/status", nil), 200, "")
+	for _, call := range []string{"invite", "join", "leave", "remove", "transfer"} {
+		f.want(f.do("POST", "/api/v1/cluster/"+call, "{}"), 403, codeDenied)
+	}
+	if cluster.heard != nil {
+		t.Errorf("the cluster heard %v", cluster.heard)
+	}
+}
+
+func TestControlBadRequests(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	cluster := &spokenTo{}
+	f.nodes[0].api.cluster = cluster
+	lis := f.listen()
+	server := NewServer(f.nodes[0].api.Control(), nil)
+	var work sync.WaitGroup
+	work.Go(func() { _ = server.Serve(lis) })
+	socket := &testNode{url: "http://" + lis.Addr().String()}
+	for _, body := range []string{"", "hello", "[]", `{"tokn":"x"}`, `{"token":5}`, `{"token":"` + strings.Repeat("x", 70<<10) + `"}`} {
+		f.want(f.doOn(socket, "POST", "/api/v1/cluster/join", body), 400, "INVALID")
+	}
+	f.must(nil, server.Close())
+	work.Wait()
+	if cluster.heard != nil {
+		t.Errorf("the cluster heard %v", cluster.heard)
+	}
+}
+
+// A call may take far longer than a body may be silent: a drain copies blobs.
+func TestControlMayTakeLong(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) { c.BodyIdle = 50 * time.Millisecond })
+	c := f.control(&spokenTo{takes: 300 * time.Millisecond})
+	if err := c.Leave(t.Context()); err != nil {
+		t.Errorf("a long call: %v", err)
+	}
+}
