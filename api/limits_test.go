@@ -248,6 +248,38 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
+// Five hundred uploads that stand still in the middle keep nobody from pushing and pulling, and end well.
+func TestManyPushes(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	n := f.nodes[0]
+	content := strings.Repeat("p", 1000)
+	d := digest.FromString(content)
+	conns := make([]net.Conn, 500)
+	for i := range conns {
+		loc := f.begin(n, fmt.Sprintf("many/%d", i), "")
+		conns[i] = f.dial(n, "PUT "+loc+"?digest="+d.String()+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n"+content[:500])
+	}
+	eventually(t, func() error {
+		if held := len(n.api.gate.places); held != len(conns) {
+			return fmt.Errorf("%d of %d requests are under way", held, len(conns))
+		}
+		return nil
+	})
+	m, _ := f.pushImage(n, "other", "t", "")
+	f.want(f.do("GET", "/v2/other/manifests/"+m.String(), nil), 200, "")
+	f.want(f.do("GET", "/v2/other/tags/list", nil), 200, "")
+	for _, conn := range conns {
+		_, err := io.WriteString(conn, content[500:])
+		f.must(nil, err)
+	}
+	for _, conn := range conns {
+		if got := readAll(t, conn); !strings.HasPrefix(got, "HTTP/1.1 201 ") {
+			t.Fatalf("a push ended with %s", got)
+		}
+	}
+	f.wantBlob(n, "many/499", []byte(content), d)
+}
+
 // Clients hang up after every byte that matters. Nothing may be left: no goroutine and no open file (the fixture looks), no
 // file but the session's own, and no 500.
 func TestHangUps(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"pier/fsm"
 )
 
@@ -135,7 +137,20 @@ func TestCatalog(t *testing.T) {
 	if got := f.do("GET", "/v2/_catalog?n=0", nil); string(got.body) != `{"repositories":[]}` || got.Header.Get("Link") != "" {
 		t.Errorf("n=0: %s", got.body)
 	}
+	// The page after something that is gone begins behind where it was.
+	f.want(f.do("DELETE", "/v2/team/app3/blobs/"+digest.FromString("x").String(), nil), 202, "")
+	for _, path := range []string{"/v2/_catalog?n=2&last=team/app3", "/v2/_catalog?n=2&last=team%2Fapp3"} {
+		got := f.want(f.do("GET", path, nil), 200, "")
+		if string(got.body) != `{"repositories":["team/app4","team/app5"]}` || got.Header.Get("Link") == "" {
+			t.Errorf("%s: %s, Link %q", path, got.body, got.Header.Get("Link"))
+		}
+	}
+	got := f.want(f.do("GET", "/v2/_catalog?n=1000000000&last=team/app5", nil), 200, "")
+	if string(got.body) != `{"repositories":["team/app6"]}` || got.Header.Get("Link") != "" {
+		t.Errorf("a huge n: %s, Link %q", got.body, got.Header.Get("Link"))
+	}
 	f.want(f.do("GET", "/v2/_catalog?n=-1", nil), 400, codePageInvalid)
+	f.want(f.do("GET", "/v2/_catalog?n=1e9", nil), 400, codePageInvalid)
 }
 
 func TestReferrers(t *testing.T) {
@@ -186,6 +201,20 @@ func TestReferrers(t *testing.T) {
 	f.wantHeader(f.do("GET", sbom, nil), "OCI-Filters-Applied: artifactType")
 	if found, pages := f.follow(sbom+"&n=2", digests); len(found) != 5 || pages != 3 {
 		t.Errorf("filtered: %d on %d pages", len(found), pages)
+	}
+	for query, status := range map[string]int{"?n=-1": 400, "?n=x": 400, "?n=1000000000": 200, "?last=gone": 200, "?last=%00%ff": 200} {
+		if got := f.do("GET", path+query, nil); got.StatusCode != status {
+			t.Errorf("%s: %s", query, got.Status)
+		}
+	}
+	if got := f.do("GET", path+"?n=0", nil); string(got.body) != none || got.Header.Get("Link") != "" {
+		t.Errorf("n=0: %s", got.body)
+	}
+	// One that is gone is listed no more, and still says where the next page begins.
+	f.want(f.do("DELETE", "/v2/a/manifests/"+all[3], nil), 202, "")
+	rest, _ := f.follow(path+"?last="+all[3], digests)
+	if left, _ := f.follow(path, digests); len(left) != 8 || slices.Contains(left, all[3]) || !slices.Equal(rest, all[4:]) {
+		t.Errorf("after a delete: %d, behind it %d", len(left), len(rest))
 	}
 	// Large annotations make small pages: each stays below what clients read.
 	for i := 10; i < 14; i++ {
