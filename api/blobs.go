@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -126,7 +127,13 @@ func (a *API) getBlob(w http.ResponseWriter, r *http.Request, rt route) error {
 		return fmt.Errorf("open blob %s: %w", b.Digest, err)
 	}
 	defer func() { _ = src.Close() }()
-	return a.sendBlob(w, src, part, partial)
+	err = a.sendBlob(w, src, part, partial)
+	if errors.Is(err, syscall.EIO) {
+		a.logger.Error("the disk failed under a pull; the blob will be verified again", "digest", b.Digest,
+			"request", exchangeOf(r.Context()).id, "err", err)
+		a.blobs.Doubt(b.Digest)
+	}
+	return err
 }
 
 func (a *API) sendBlob(w http.ResponseWriter, src io.ReadSeeker, part span, partial bool) error {

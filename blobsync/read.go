@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 
+	"github.com/opencontainers/go-digest"
+
 	"pier/blobsync/store"
 )
 
@@ -87,6 +89,9 @@ func (r *follower) Close() error {
 	r.flight.release()
 	return nil
 }
+
+// Doubt is for a reader of an opened blob whom the disk failed: the next one gets a file that was verified anew, or healed.
+func (s *Sync) Doubt(d digest.Digest) { s.store.Doubt(d) }
 
 // Reachable tells whether this node or one that answers has the blob.
 func (s *Sync) Reachable(ctx context.Context, b Blob) bool {

@@ -254,6 +254,9 @@ func stampOf(f *os.File) (stamp, error) {
 // Quarantine takes a blob out of service and keeps its bytes for whoever wants to know what happened.
 func (s *Store) Quarantine(d digest.Digest) error { return s.moveOut(d, "quarantine") }
 
+// Doubt has a blob's file verified again before the next reader gets it.
+func (s *Store) Doubt(d digest.Digest) { s.verified.Delete(d) }
+
 // Release moves a blob that this node needn't hold to the trash.
 func (s *Store) Release(d digest.Digest) error { return s.moveOut(d, "trash") }
 

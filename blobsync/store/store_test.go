@@ -201,6 +201,27 @@ func TestDamageIsFoundBeforeItIsServed(t *testing.T) {
 	}
 }
 
+// Damage that leaves no trace in the file's stamp is found once somebody doubts the file.
+func TestDoubtedFileIsVerifiedAnew(t *testing.T) {
+	s := open(t, t.TempDir())
+	d := upload(t, s, []byte("hello"))
+	info, err := os.Stat(s.blobPath(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(s.blobPath(d), []byte("hellO"), 0o600), os.Chtimes(s.blobPath(d), time.Time{}, info.ModTime())); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, s, d); string(got) != "hellO" {
+		t.Fatalf("read %q: this tests nothing", got)
+	}
+	s.Doubt(d)
+	var damaged *DamagedError
+	if _, err := s.Open(d); !errors.As(err, &damaged) {
+		t.Errorf("it was opened: %v", err)
+	}
+}
+
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
