@@ -54,9 +54,10 @@ func (c *Cluster) openRaft() error {
 	cfg := c.raftConfig()
 	inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider: addressBook{c, opened}, Stream: &raftStream{Listener: c.port.Listener(port.ProtoRaft), port: c.port},
-		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: max(minRPCTimeout, 3*c.cfg.RaftTimeout), Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
+		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: c.rpcTimeout(), Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
 	})
 	c.transport = newGatedTransport(inner)
+	c.transport.patience = 2 * c.rpcTimeout()
 	c.transport.pause = min(c.cfg.RaftTimeout/4, 250*time.Millisecond)
 	c.transport.again = func(id NodeID, term uint64) bool {
 		<-opened
@@ -87,6 +88,8 @@ func (c *Cluster) openRaft() error {
 	}))
 	return nil
 }
+
+func (c *Cluster) rpcTimeout() time.Duration { return max(minRPCTimeout, 3*c.cfg.RaftTimeout) }
 
 // addressBook finds where a member is now. It puts the ID into the address, so that the connection can insist on it.
 type addressBook struct {
@@ -128,12 +131,15 @@ type gatedTransport struct {
 	// again tells whether an append to a silent peer is worth another try in this term.
 	again    func(id NodeID, term uint64) bool
 	pause    time.Duration
+	patience time.Duration // for the answer to an append
 	released chan struct{}
 	release  sync.Once
+
+	pipelines pipelines
 }
 
 func newGatedTransport(t *raft.NetworkTransport) *gatedTransport {
-	return &gatedTransport{NetworkTransport: t, out: make(chan raft.RPC), stopped: make(chan struct{}), released: make(chan struct{})}
+	return &gatedTransport{NetworkTransport: t, out: make(chan raft.RPC), stopped: make(chan struct{}), released: make(chan struct{}), pipelines: pipelines{open: make(map[*boundedPipeline]struct{})}}
 }
 
 func (t *gatedTransport) open()        { t.gate.Store(true) }
@@ -141,7 +147,12 @@ func (t *gatedTransport) shut()        { t.gate.Store(false) }
 func (t *gatedTransport) isOpen() bool { return t.gate.Load() }
 
 // letGo ends the appends that wait for silent peers. It must come before Raft's shutdown, which waits for them.
-func (t *gatedTransport) letGo() { t.release.Do(func() { close(t.released) }) }
+func (t *gatedTransport) letGo() {
+	t.release.Do(func() {
+		close(t.released)
+		t.pipelines.end()
+	})
+}
 
 // AppendEntries tries a silent peer again and again, instead of telling Raft. Raft would wait longer after each failure, up
 // to ten seconds, and for that long a node that comes back would get nothing but heartbeats: it would know the leader and

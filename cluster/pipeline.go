@@ -1,0 +1,75 @@
+package cluster
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// boundedPipeline gives up an append that nobody will take the answer of. Raft stops reading a pipeline's answers when one
+// of them is no, and only then tells the side that sends; with two appends in flight that side may already be waiting for
+// room, for ever: the follower gets nothing any more, and the node can't stop (hashicorp/raft v1.8.0, pipelineReplicate;
+// this can go when its AppendEntries ends with its reader).
+type boundedPipeline struct {
+	raft.AppendPipeline
+	patience time.Duration
+	closed   func()
+}
+
+// AppendEntries sends, and closes the pipeline when there is no room for longer than an answer may take. Raft then goes on
+// with single appends, and opens another pipeline when they go well.
+func (p *boundedPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	late := time.AfterFunc(p.patience, func() { _ = p.Close() })
+	defer late.Stop()
+	return p.AppendPipeline.AppendEntries(args, resp)
+}
+
+// Close may come more than once.
+func (p *boundedPipeline) Close() error {
+	p.closed()
+	return p.AppendPipeline.Close()
+}
+
+// pipelines are the open ones, to be closed before Raft's shutdown, which waits for their appends.
+type pipelines struct {
+	mu   sync.Mutex
+	open map[*boundedPipeline]struct{} // nil after the end
+}
+
+func (s *pipelines) add(p raft.AppendPipeline, patience time.Duration) (raft.AppendPipeline, error) {
+	b := &boundedPipeline{AppendPipeline: p, patience: patience}
+	b.closed = func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.open, b)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		return nil, errors.Join(raft.ErrPipelineShutdown, p.Close())
+	}
+	s.open[b] = struct{}{}
+	return b, nil
+}
+
+// end closes all, and every one that is opened after it.
+func (s *pipelines) end() {
+	s.mu.Lock()
+	all := s.open
+	s.open = nil
+	s.mu.Unlock()
+	for p := range all {
+		_ = p.Close()
+	}
+}
+
+// AppendEntriesPipeline is the library's, bounded.
+func (t *gatedTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	return t.pipelines.add(p, t.patience)
+}
