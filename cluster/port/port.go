@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 // The protocols of the port, by their ALPN names.
@@ -75,10 +75,11 @@ type Port struct {
 	lanes   map[string]*lane
 	closing chan struct{}
 	once    sync.Once
-	refused *rate.Sometimes
+	refused *strangers
 
-	mu    sync.Mutex
-	conns map[net.Conn]NodeID
+	mu      sync.Mutex
+	conns   map[net.Conn]NodeID
+	shaking []net.Conn // whose handshake is under way, the oldest first
 }
 
 // New binds TCP and UDP on the same number; with number 0 it looks for one that both have free.
@@ -89,7 +90,7 @@ func New(cfg Config) (*Port, error) {
 	}
 	p := &Port{
 		cfg: cfg, trust: t, lanes: make(map[string]*lane), closing: make(chan struct{}), conns: make(map[net.Conn]NodeID),
-		refused: &rate.Sometimes{First: 1, Interval: time.Minute},
+		refused: &strangers{now: time.Now},
 	}
 	if p.tcp, p.udp, err = bind(cfg.Network, cfg.Listen); err != nil {
 		return nil, err
@@ -136,7 +137,6 @@ func (p *Port) Run(ctx context.Context) error {
 	defer stop()
 	var shakes sync.WaitGroup
 	defer shakes.Wait()
-	slots := make(chan struct{}, maxHandshakes)
 	for {
 		c, err := p.tcp.Accept()
 		if err != nil {
@@ -156,17 +156,33 @@ func (p *Port) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		case <-p.closing:
-			_ = c.Close()
-			return nil
-		}
-		shakes.Go(func() {
-			defer func() { <-slots }()
-			p.greet(ctx, c)
-		})
+		p.expect(c)
+		shakes.Go(func() { p.greet(ctx, c) })
 	}
+}
+
+// expect notes a handshake. One too many ends the oldest: a member's takes milliseconds, and must not wait for strangers who
+// say nothing.
+func (p *Port) expect(c net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.shaking) == maxHandshakes {
+		_ = p.shaking[0].Close()
+		p.shaking = p.shaking[1:]
+	}
+	p.shaking = append(p.shaking, c)
+	select {
+	case <-p.closing:
+		_ = c.Close()
+	default:
+	}
+}
+
+// greeted notes the end of a handshake.
+func (p *Port) greeted(c net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shaking = slices.DeleteFunc(p.shaking, func(s net.Conn) bool { return s == c })
 }
 
 // greet shakes hands and hands the connection to its protocol.
@@ -176,6 +192,7 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	c := tls.Server(raw, p.trust.server())
 	err := c.HandshakeContext(ctx)
+	p.greeted(raw)
 	if !stop() || err != nil {
 		_ = raw.Close()
 		p.refuse(raw.RemoteAddr(), "", err)
@@ -198,10 +215,15 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	l.offer(p.track(c, id))
 }
 
+// refuse tells of each stranger once: by the ID where a certificate proves it, by the machine otherwise.
 func (p *Port) refuse(from net.Addr, id NodeID, err error) {
-	p.refused.Do(func() {
+	who := string(id)
+	if host, _, splitErr := net.SplitHostPort(from.String()); who == "" && splitErr == nil {
+		who = host
+	}
+	if p.refused.news(who) {
 		p.cfg.Logger.Warn("refused a connection to the cluster port", "peer", id, "from", from.String(), "err", err)
-	})
+	}
 }
 
 // Dial reaches a member: id, or whoever answers when it is empty.
@@ -255,10 +277,7 @@ func (p *Port) Close() {
 	_ = p.tcp.Close()
 	_ = p.udp.Close()
 	p.mu.Lock()
-	open := make([]net.Conn, 0, len(p.conns))
-	for c := range p.conns {
-		open = append(open, c)
-	}
+	open := slices.AppendSeq(slices.Clone(p.shaking), maps.Keys(p.conns))
 	p.mu.Unlock()
 	for _, c := range open {
 		_ = c.Close()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // log collects what a port says.
@@ -33,7 +35,13 @@ func (l *log) String() string {
 	return l.b.String()
 }
 
-func start(t *testing.T, id NodeID, secrets Secrets, admit func(string, NodeID) error) (*Port, *log) {
+// running is a port with its Run.
+type running struct {
+	*Port
+	close func() error
+}
+
+func start(t *testing.T, id NodeID, secrets Secrets, admit func(string, NodeID) error) (running, *log) {
 	t.Helper()
 	out := &log{}
 	p, err := New(Config{ID: id, Listen: "127.0.0.1:0", Secrets: secrets, Network: System(), Logger: slog.New(slog.NewTextHandler(out, nil)), Admit: admit})
@@ -43,13 +51,16 @@ func start(t *testing.T, id NodeID, secrets Secrets, admit func(string, NodeID) 
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	t.Cleanup(func() {
+	end := sync.OnceValue(func() error {
 		cancel()
-		if err := <-done; err != nil {
+		return <-done
+	})
+	t.Cleanup(func() {
+		if err := end(); err != nil {
 			t.Error(err)
 		}
 	})
-	return p, out
+	return running{p, end}, out
 }
 
 func TestMembersReachEachOtherByProtocol(t *testing.T) {
@@ -105,8 +116,40 @@ func TestStrangersAreRefusedAndLoggedOnce(t *testing.T) {
 		}
 		_ = c.Close()
 	}
-	if n := strings.Count(out.String(), "refused a connection"); n > 1 {
-		t.Errorf("logged %d times", n)
+	if err := p.close(); err != nil { // every handshake has ended
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "refused a connection"); n != 1 {
+		t.Errorf("logged %d times: %s", n, out)
+	}
+}
+
+// The noise of one stranger hides no other, and however many there are, they fill neither the memory nor the log.
+func TestEachStrangerIsLoggedOnce(t *testing.T) {
+	s := &strangers{now: time.Now}
+	told := 0
+	for range 3 {
+		for _, who := range []string{"10.0.0.1", "a removed member"} {
+			if s.news(who) {
+				told++
+			}
+		}
+	}
+	if told != 2 {
+		t.Errorf("told of two strangers %d times", told)
+	}
+	for i := range 10 * maxStrangers {
+		if s.news(fmt.Sprint(i)) {
+			told++
+		}
+	}
+	if told > 2*strangersBurst || len(s.known) > maxStrangers {
+		t.Errorf("told %d times, remembers %d", told, len(s.known))
+	}
+	later := time.Now().Add(time.Minute)
+	s.now = func() time.Time { return later }
+	if !s.news("somebody else") {
+		t.Error("one stranger's flood hides another for ever")
 	}
 }
 
@@ -134,7 +177,7 @@ func TestSecretRotates(t *testing.T) {
 	before, after := NewSecret(), NewSecret()
 	a, _ := start(t, "a", Secrets{before, after}, nil)
 	b, _ := start(t, "b", Secrets{after, before}, nil)
-	for _, pair := range [][2]*Port{{a, b}, {b, a}} {
+	for _, pair := range [][2]running{{a, b}, {b, a}} {
 		if _, err := pair[0].Dial(t.Context(), ProtoPeer, "", pair[1].Addr()); err != nil {
 			t.Error(err)
 		}
@@ -166,7 +209,7 @@ func TestSilentHandshakeBlocksNobody(t *testing.T) {
 	secrets := Secrets{NewSecret()}
 	a, _ := start(t, "a", secrets, nil)
 	b, _ := start(t, "b", secrets, nil)
-	for range 5 {
+	for range maxHandshakes + 5 {
 		c, err := net.Dial("tcp", b.Addr())
 		if err != nil {
 			t.Fatal(err)
