@@ -89,7 +89,7 @@ func (c *Cluster) open() error {
 	id.begin()
 	c.identity, c.id, c.boot = id, id.ID, id.Boot
 	c.log, err = raftlog.Open(raftlog.Config{
-		Path: filepath.Join(c.cfg.DataDir, logFile), Fatal: c.cfg.Fatal, Snapshot: c.durable,
+		Path: filepath.Join(c.cfg.DataDir, logFile), Fatal: c.cfg.Fatal, Snapshot: c.durable, Found: c.meter.note,
 	})
 	if err != nil {
 		return err

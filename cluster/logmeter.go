@@ -11,11 +11,12 @@ import (
 
 // logMeter stands before the state and counts the bytes of what is applied, so that the log behind it can be bounded by
 // bytes: with manifests of 4 MiB a hundred thousand entries would be 400 GB. The size of the log's file says nothing, since
-// it never shrinks. What was applied before this start isn't counted; it is cut by the number of entries alone.
+// it never shrinks. What a former life left in the log is counted when it is opened.
 type logMeter struct {
 	State
 
 	mu    sync.Mutex
+	last  uint64 // newest entry that was counted
 	total int64
 	marks []mark // one for about every markBytes
 }
@@ -30,21 +31,30 @@ const markBytes = 64 << 10
 // ApplyBatch counts and passes on.
 func (m *logMeter) ApplyBatch(logs []*raft.Log) []any {
 	answers := m.State.ApplyBatch(logs)
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for _, l := range logs {
-		m.total += int64(len(l.Data))
-		if n := len(m.marks); n == 0 || m.total-m.marks[n-1].total >= markBytes {
-			m.marks = append(m.marks, mark{l.Index, m.total})
-		}
+		m.note(l.Index, len(l.Data))
 	}
 	return answers
+}
+
+// note counts an entry, once: after a start Raft applies again what is in the log.
+func (m *logMeter) note(index uint64, size int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if index <= m.last {
+		return
+	}
+	m.last = index
+	m.total += int64(size)
+	if n := len(m.marks); n == 0 || m.total-m.marks[n-1].total >= markBytes {
+		m.marks = append(m.marks, mark{index, m.total})
+	}
 }
 
 // Apply counts and passes on.
 func (m *logMeter) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
 
-// measured is how many bytes were applied since this start.
+// measured is how many bytes were counted so far.
 func (m *logMeter) measured() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -279,8 +279,25 @@ func TestTheLogIsBoundedByBytes(t *testing.T) {
 		}
 		return nil
 	})
-	m.kill()
-	m.start()
-	m.ready()
+	// What is there from a former life counts too.
+	for range 3 {
+		m.kill()
+		m.start()
+		m.ready()
+		for i := range 8 {
+			m.mustPut(fmt.Sprint(i), large)
+		}
+	}
+	eventually(t, func() error {
+		first, err := m.cluster.log.FirstIndex()
+		last, err2 := m.cluster.log.LastIndex()
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		if last-first > 15 {
+			return fmt.Errorf("after restarts the log holds %d to %d", first, last)
+		}
+		return nil
+	})
 	m.mustGet("19", large)
 }

@@ -209,7 +209,7 @@ func TestSilentHandshakeBlocksNobody(t *testing.T) {
 	secrets := Secrets{NewSecret()}
 	a, _ := start(t, "a", secrets, nil)
 	b, _ := start(t, "b", secrets, nil)
-	for range maxHandshakes + 5 {
+	for range 2 * maxHandshakes {
 		c, err := net.Dial("tcp", b.Addr())
 		if err != nil {
 			t.Fatal(err)

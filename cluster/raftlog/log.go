@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,8 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
+const lockPatience = 5 * time.Second
+
 // Config says where the log lives and whom to tell when its disk fails.
 type Config struct {
 	Path      string
@@ -19,6 +22,8 @@ type Config struct {
 	Fatal     func(error)   // called once
 	// Snapshot gives the index and term up to which the state is durable elsewhere.
 	Snapshot func() (index, term uint64)
+	// Found is told of each entry that is there already, and its size; nil doesn't want to know.
+	Found func(index uint64, size int)
 }
 
 // Store is Raft's log store and stable store. Safe for concurrent use.
@@ -33,9 +38,12 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.HangLimit == 0 {
 		cfg.HangLimit = 10 * time.Second
 	}
+	if err := survey(cfg); err != nil {
+		return nil, fmt.Errorf("look through the raft log %s: %w", cfg.Path, err)
+	}
 	b, err := raftboltdb.New(raftboltdb.Options{
 		Path: cfg.Path, MsgpackUseNewTimeFormat: true,
-		BoltOptions: &bolt.Options{Timeout: 5 * time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType},
+		BoltOptions: &bolt.Options{Timeout: lockPatience, NoFreelistSync: true, FreelistType: bolt.FreelistMapType},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the raft log %s: %w", cfg.Path, err)
@@ -43,13 +51,31 @@ func Open(cfg Config) (*Store, error) {
 	return &Store{BoltStore: b, cfg: cfg}, nil
 }
 
-// Size is the file's size in bytes.
-func (s *Store) Size() int64 {
-	info, err := os.Stat(s.cfg.Path)
-	if err != nil {
-		return 0
+// survey tells of the entries, by their sizes alone: their bytes stay on the disk. raft-boltdb shows its file to nobody, so
+// it is looked into before.
+func survey(cfg Config) error {
+	info, err := os.Stat(cfg.Path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && info.Size() == 0 || cfg.Found == nil {
+		return nil
 	}
-	return info.Size()
+	if err != nil {
+		return err
+	}
+	db, err := bolt.Open(cfg.Path, 0o600, &bolt.Options{Timeout: lockPatience, ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	err = db.View(func(tx *bolt.Tx) error {
+		logs := tx.Bucket([]byte("logs")) // raft-boltdb's name
+		if logs == nil {
+			return nil
+		}
+		return logs.ForEach(func(k, v []byte) error {
+			cfg.Found(binary.BigEndian.Uint64(k), len(v))
+			return nil
+		})
+	})
+	return errors.Join(err, db.Close())
 }
 
 // watched runs a write under the watchdog.

@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -63,6 +64,27 @@ func TestSnapshotIndexHasATerm(t *testing.T) {
 	}
 	if err := s.GetLog(8, &l); !errors.Is(err, raft.ErrLogNotFound) {
 		t.Error(err)
+	}
+}
+
+func TestFoundAreTheEntriesOfAFormerLife(t *testing.T) {
+	cfg := Config{Path: filepath.Join(t.TempDir(), "raft.db"), Snapshot: func() (uint64, uint64) { return 0, 0 }}
+	if err := os.WriteFile(cfg.Path, nil, 0o600); err != nil { // a start that was cut off
+		t.Fatal(err)
+	}
+	found := map[uint64]int{}
+	cfg.Found = func(index uint64, size int) { found[index] = size }
+	for life := range uint64(2) {
+		s, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(s.StoreLog(&raft.Log{Index: life + 1, Term: 1, Data: make([]byte, 5000)}), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(found) != 1 || found[1] < 5000 || found[1] > 6000 {
+		t.Errorf("found %v", found)
 	}
 }
 
