@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -118,6 +119,9 @@ func (c Config) Validate() error {
 	if c.BootstrapExpect > 1 && len(c.Join) == 0 {
 		faults = append(faults, errors.New("bootstrap-expect needs join: the addresses of the nodes to form a cluster with"))
 	}
+	if n := c.founders(); c.BootstrapExpect > 1 && 2*c.BootstrapExpect <= n {
+		faults = append(faults, fmt.Errorf("bootstrap-expect is %d and join names %d nodes: two halves could form two clusters; expect at least %d", c.BootstrapExpect, n, n/2+1))
+	}
 	if c.RaftTimeout < 0 || c.RaftTimeout > 0 && c.RaftTimeout < 20*time.Millisecond {
 		faults = append(faults, fmt.Errorf("raft-timeout is %s: at least 20ms", c.RaftTimeout))
 	}
@@ -125,6 +129,16 @@ func (c Config) Validate() error {
 		faults = append(faults, fmt.Errorf("max-voters is %d: at least 1", c.MaxVoters))
 	}
 	return errors.Join(faults...)
+}
+
+// founders is how many nodes might form a cluster together, as far as the settings tell.
+func (c Config) founders() int {
+	all := slices.Clone(c.Join)
+	if c.Advertise != "" {
+		all = append(all, c.Advertise)
+	}
+	slices.Sort(all)
+	return len(slices.Compact(all))
 }
 
 func orElse[T comparable](value, fallback T) T {

@@ -101,7 +101,9 @@ func (c *Cluster) formOrJoin(ctx context.Context) error {
 			}
 			c.askIn(ctx, found)
 		} else if expect > 0 && len(found)+1 >= expect {
-			c.tryForm(ctx, found[:expect-1])
+			if expect == 1 || c.initiator(found) == c.ID() {
+				c.tryForm(ctx, found[:expect-1])
+			}
 		}
 		if len(c.servers()) > 0 {
 			return nil
@@ -166,12 +168,22 @@ func (c *Cluster) serveHello(w http.ResponseWriter, _ *http.Request) {
 	answerJSON(w, hello{ID: c.ID(), Address: c.advertise, Formed: len(c.servers()) > 0, Promised: promised})
 }
 
-// tryForm bootstraps when this node has the lowest ID and all the others promise to follow. A promise is given once and
-// outlives a restart, so two halves can't both collect all of them.
-func (c *Cluster) tryForm(ctx context.Context, others []hello) {
-	if len(others) > 0 && c.ID() > others[0].ID {
-		return
+// initiator is whom some have promised to follow already, if it is here, and the lowest ID otherwise.
+func (c *Cluster) initiator(found []hello) NodeID {
+	all := append(slices.Clone(found), hello{ID: c.ID(), Promised: c.promised()})
+	first := c.ID()
+	for _, h := range all {
+		if slices.ContainsFunc(all, func(o hello) bool { return o.ID == h.Promised }) {
+			return h.Promised
+		}
+		first = min(first, h.ID)
 	}
+	return first
+}
+
+// tryForm bootstraps when all the others promise to follow this node. A promise is given once and outlives a restart, so two
+// halves can't both collect all of them.
+func (c *Cluster) tryForm(ctx context.Context, others []hello) {
 	if err := c.promise(c.ID()); err != nil {
 		c.complain("this node can't form the cluster", c.ID(), err)
 		return

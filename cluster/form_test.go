@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"pier/cluster/port"
 )
 
 func TestOneNodeIsAClusterAtOnce(t *testing.T) {
@@ -269,6 +271,48 @@ func TestAHungLogDoesNotKeepTheNodeAlive(t *testing.T) {
 		t.Fatal("a write went through a disk that hangs")
 	}
 	m.kill()
+}
+
+// A founder that lost its disk while the cluster formed, and came back with the lowest ID, follows whom the others have
+// promised to follow: they can't promise again.
+func TestAFounderEmptiedWhileFormingFollows(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.expecting(3)
+	ids := []NodeID{"00000000", "10000000", "20000000"}
+	for i, m := range nodes {
+		id := identity{ID: ids[i], Seen: map[NodeID]boot{}}
+		if i > 0 {
+			id.Promised = ids[1]
+		}
+		if err := writeIdentity(m.dir, id); err != nil {
+			t.Fatal(err)
+		}
+		m.start()
+	}
+	for _, m := range nodes {
+		m.ready()
+	}
+	nodes[0].mustPut("a", "1")
+	if s := status(t, nodes[2]); len(s.Nodes) != 3 {
+		t.Fatalf("status: %+v", s)
+	}
+}
+
+// Half of the founders must not be enough: the other half could do the same.
+func TestExpectingHalfIsRefused(t *testing.T) {
+	cfg := Config{DataDir: "x", Listen: "a:1", Advertise: "a:1", Secrets: port.Secrets{port.NewSecret()}, Join: []string{"a:1", "b:1", "c:1", "d:1"}, BootstrapExpect: 2}
+	if err := cfg.Validate(); err == nil {
+		t.Error("two of four may form a cluster")
+	}
+	cfg.BootstrapExpect = 3
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	cfg.Advertise = "e:1"
+	cfg.Join, cfg.BootstrapExpect = cfg.Join[1:], 2 // with itself they are four
+	if err := cfg.Validate(); err == nil {
+		t.Error("two of four may form a cluster")
+	}
 }
 
 // A founder that restarts between its promise and the first election keeps the promise, and the cluster forms.
