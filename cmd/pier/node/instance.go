@@ -27,10 +27,11 @@ type instance struct {
 	store   *store.Store
 	blobs   *blobsync.Sync
 	api     *api.API
+	holdAll bool // every node holds every blob
 }
 
 func newInstance(n *Node) (*instance, error) {
-	inst := &instance{}
+	inst := &instance{holdAll: n.cfg.Replicas == 0}
 	if err := inst.build(n); err != nil {
 		inst.close()
 		return nil, err
@@ -172,8 +173,13 @@ func (i *instance) figures() cluster.Figures {
 	}
 }
 
+// apiFigures are what /metrics shows. What is wanted comes from the state where that knows, since blobs that were deleted
+// stay on the disk for a time.
 func (i *instance) apiFigures() api.Figures {
 	f := i.blobs.Figures()
+	if counts, err := i.state.Counts(); err == nil && i.holdAll {
+		f.Wanted = int64(counts.Blobs)
+	}
 	return api.Figures{
 		UploadsOpen: f.UploadsOpen, BlobsWanted: f.Wanted, BlobsMissing: f.Missing, Blobs: f.Blobs, Bytes: f.Bytes,
 		FetchedBytes: f.FetchedBytes, ServedBytes: f.ServedBytes, ReplicationLag: f.OldestMissing,
