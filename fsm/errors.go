@@ -39,7 +39,7 @@ func (e *ManifestError) Is(target error) bool { return target == ErrManifestInva
 type MissingError struct{ Digests []digest.Digest }
 
 func (e *MissingError) Error() string {
-	return fmt.Sprintf("the manifest references %d digests that the repository does not have: %v", len(e.Digests), e.Digests)
+	return fmt.Sprintf("the manifest references what the repository does not have: %v", e.Digests)
 }
 
 // ReferencedError lists manifests that still need a blob.

@@ -123,6 +123,20 @@ func TestManifestNeedsItsBlobs(t *testing.T) {
 	}
 }
 
+// The answer is remembered and sent around: it must not be as long as the manifest.
+func TestMissingAreNamedOnceAndNotAll(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "s"))
+	var blobs []digest.Digest
+	for i := range 300 {
+		blobs = append(blobs, blobDigest(i), blobDigest(i))
+	}
+	_, err := do(t, s, image("a", blobs, ""))
+	var missing *MissingError
+	if !errors.As(err, &missing) || len(missing.Digests) != maxMissing || len(slices.Compact(slices.Clone(missing.Digests))) != maxMissing {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestHistoryKeepsAHundred(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "s"))
 	for i := range 130 {

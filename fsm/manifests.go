@@ -3,12 +3,14 @@ package fsm
 import (
 	"bytes"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 )
+
+// maxMissing is how many digests a refusal names: it is remembered.
+const maxMissing = 100
 
 // Manifest is a stored manifest, its body exactly as pushed.
 type Manifest struct {
@@ -50,7 +52,7 @@ func (p PutManifest) apply(c *change) (Answer, error) {
 		return nil, err
 	}
 	if missing := c.missing(p.Repo, parsed); len(missing) > 0 {
-		return nil, &MissingError{Digests: missing}
+		return nil, &MissingError{Digests: missing[:min(len(missing), maxMissing)]}
 	}
 	if err := c.condition(p); err != nil {
 		return nil, err
@@ -62,14 +64,17 @@ func (p PutManifest) apply(c *change) (Answer, error) {
 	return PutManifestAnswer{Digest: p.Digest, Subject: parsed.Subject}, nil
 }
 
-// missing lists what the manifest requires and the repository hasn't, each once, in the manifest's order.
+// missing lists what the manifest requires and the repository hasn't, each once, in the manifest's order. A manifest of
+// 4 MiB can name 50,000.
 func (c *change) missing(r Repo, p Parsed) []digest.Digest {
 	var out []digest.Digest
+	seen := make(map[digest.Digest]bool)
 	add := func(bucket []byte, ds []Descriptor) {
 		for _, d := range ds {
-			if !c.has(bucket, key(string(r), string(d.Digest))) && !slices.Contains(out, d.Digest) {
+			if !seen[d.Digest] && !c.has(bucket, key(string(r), string(d.Digest))) {
 				out = append(out, d.Digest)
 			}
+			seen[d.Digest] = true
 		}
 	}
 	add(bucketLinks, p.Blobs)

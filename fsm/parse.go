@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -14,7 +15,11 @@ import (
 // MaxManifest is the size of the largest manifest, in bytes.
 const MaxManifest = 4 << 20
 
-const maxDepth = 64
+const (
+	maxDepth     = 64
+	maxMediaType = 255
+	maxReason    = 300
+)
 
 // The media types whose references the registry understands.
 const (
@@ -47,15 +52,26 @@ type Parsed struct {
 
 // manifestFields are the parts of any of the four types; those of other types stay empty.
 type manifestFields struct {
-	SchemaVersion int               `json:"schemaVersion"`
-	MediaType     string            `json:"mediaType"`
-	ArtifactType  string            `json:"artifactType"`
-	Config        *Descriptor       `json:"config"`
-	Layers        []Descriptor      `json:"layers"`
-	Manifests     []Descriptor      `json:"manifests"`
-	Subject       *Descriptor       `json:"subject"`
-	Annotations   map[string]string `json:"annotations"`
+	MediaType    string            `json:"mediaType"`
+	ArtifactType string            `json:"artifactType"`
+	Config       *Descriptor       `json:"config"`
+	Layers       []Descriptor      `json:"layers"`
+	Manifests    []Descriptor      `json:"manifests"`
+	Subject      *Descriptor       `json:"subject"`
+	Annotations  map[string]string `json:"annotations"`
 }
+
+// keys are the names that mean something in an object, and those in the objects below them. Go's decoder reads "Layers" for
+// "layers", which decoders of other languages don't.
+type keys map[string]keys
+
+var (
+	descriptorKeys = keys{"mediaType": nil, "digest": nil, "size": nil, "urls": nil, "annotations": nil, "artifactType": nil}
+	manifestKeys   = keys{
+		"mediaType": nil, "artifactType": nil, "annotations": nil,
+		"config": descriptorKeys, "layers": descriptorKeys, "manifests": descriptorKeys, "subject": descriptorKeys,
+	}
+)
 
 // ParseManifest reads a manifest. It depends on its arguments alone, so that apply may trust it on every node. Types that
 // the registry doesn't know are taken as they are when they are JSON objects, and require nothing.
@@ -63,28 +79,54 @@ func ParseManifest(mediaType string, body []byte) (Parsed, error) {
 	if len(body) > MaxManifest {
 		return Parsed{}, ErrManifestTooBig
 	}
-	if err := checkJSON(body); err != nil {
-		return Parsed{}, &ManifestError{Reason: err.Error()}
-	}
 	var m manifestFields
-	malformed := json.Unmarshal(body, &m) // what has the right shape is read in any case
+	var odd *json.UnmarshalTypeError // a field of another type than ours, past which the decoder goes on
+	err := json.Unmarshal(body, &m)
+	if err != nil && !errors.As(err, &odd) {
+		return Parsed{}, invalid("not JSON: %s", err)
+	}
 	if m.MediaType != "" && mediaType != "" && m.MediaType != mediaType {
-		return Parsed{}, &ManifestError{Reason: fmt.Sprintf("the body says mediaType %q, the Content-Type header %q", m.MediaType, mediaType)}
+		return Parsed{}, invalid("the body says mediaType %.80q, the Content-Type header %.80q", m.MediaType, mediaType)
 	}
 	if mediaType == "" {
 		mediaType = m.MediaType
 	}
-	if mediaType == "" {
-		return Parsed{}, &ManifestError{Reason: "neither a Content-Type header nor a mediaType field says what it is"}
+	switch {
+	case mediaType == "":
+		return Parsed{}, invalid("neither a Content-Type header nor a mediaType field says what it is")
+	case len(mediaType) > maxMediaType || strings.ContainsFunc(mediaType, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return Parsed{}, invalid("%.80q is not a media type", mediaType)
 	}
-	if malformed != nil && isKnownType(mediaType) {
-		return Parsed{}, &ManifestError{Reason: malformed.Error()}
+	known := isKnownType(mediaType)
+	if known && odd != nil {
+		return Parsed{}, invalid("%s", odd)
 	}
-	if malformed != nil {
-		return Parsed{MediaType: mediaType, Size: int64(len(body))}, nil
+	var names keys
+	if known {
+		names = manifestKeys
+	}
+	if err := checkJSON(body, names); err != nil {
+		return Parsed{}, invalid("%s", err)
 	}
 	p := Parsed{MediaType: mediaType, ArtifactType: m.ArtifactType, Annotations: m.Annotations, Size: int64(len(body))}
+	if m.Subject != nil {
+		d, err := ParseDigest(string(m.Subject.Digest))
+		if known && err != nil {
+			return Parsed{}, invalid("subject: %s", err)
+		}
+		p.Subject = d
+	}
 	return p, p.references(m)
+}
+
+// invalid makes a ManifestError. Its reason is answered and remembered, so it must not be as long as the manifest, of which
+// the decoder quotes whole numbers.
+func invalid(format string, args ...any) error {
+	reason := fmt.Sprintf(format, args...)
+	if len(reason) > maxReason {
+		reason = strings.ToValidUTF8(reason[:maxReason], "") + "…"
+	}
+	return &ManifestError{Reason: reason}
 }
 
 func isKnownType(t string) bool {
@@ -92,19 +134,13 @@ func isKnownType(t string) bool {
 }
 
 func (p *Parsed) references(m manifestFields) error {
-	if m.Subject != nil {
-		if _, err := ParseDigest(string(m.Subject.Digest)); err != nil {
-			return &ManifestError{Reason: "subject: " + err.Error()}
-		}
-		p.Subject = m.Subject.Digest
-	}
 	switch p.MediaType {
 	case TypeOCIManifest, TypeDockerManifest:
 		if len(m.Manifests) > 0 {
-			return &ManifestError{Reason: "an image manifest has no field manifests"}
+			return invalid("an image manifest has no field manifests")
 		}
 		if m.Config == nil {
-			return &ManifestError{Reason: "an image manifest needs a config"}
+			return invalid("an image manifest needs a config")
 		}
 		p.Blobs = []Descriptor{*m.Config}
 		if p.ArtifactType == "" {
@@ -117,24 +153,24 @@ func (p *Parsed) references(m manifestFields) error {
 		}
 	case TypeOCIIndex, TypeDockerList:
 		if len(m.Layers) > 0 {
-			return &ManifestError{Reason: "an index has no field layers"}
+			return invalid("an index has no field layers")
 		}
 		p.Manifests = m.Manifests
 	}
 	for _, d := range slices.Concat(p.Blobs, p.Manifests) {
 		if _, err := ParseDigest(string(d.Digest)); err != nil {
-			return &ManifestError{Reason: err.Error()}
+			return invalid("%s", err)
 		}
 		if d.Size < 0 {
-			return &ManifestError{Reason: fmt.Sprintf("%s has a negative size", d.Digest)}
+			return invalid("%s has a negative size", d.Digest)
 		}
 	}
 	return nil
 }
 
-// checkJSON wants one object without repeated keys and of bounded depth: readers of a repeated key differ on which
-// counts, and a digest must mean the same to all.
-func checkJSON(body []byte) error {
+// checkJSON wants one object without repeated keys and of bounded depth, with the names written as they are: readers of a
+// repeated key differ on which counts, and a digest must mean the same to all.
+func checkJSON(body []byte, names keys) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
 	first, err := dec.Token()
@@ -144,7 +180,7 @@ func checkJSON(body []byte) error {
 	if first != json.Delim('{') {
 		return fmt.Errorf("not a JSON object")
 	}
-	if err := checkObject(dec, 1); err != nil {
+	if err := checkObject(dec, 1, names); err != nil {
 		return err
 	}
 	if _, err := dec.Token(); err != io.EOF {
@@ -153,7 +189,7 @@ func checkJSON(body []byte) error {
 	return nil
 }
 
-func checkObject(dec *json.Decoder, depth int) error {
+func checkObject(dec *json.Decoder, depth int, names keys) error {
 	seen := make(map[string]bool)
 	for dec.More() {
 		t, err := dec.Token()
@@ -168,7 +204,10 @@ func checkObject(dec *json.Decoder, depth int) error {
 			return fmt.Errorf("the key %.80q comes twice", name)
 		}
 		seen[name] = true
-		if err := checkValue(dec, depth); err != nil {
+		if err := names.spelled(name); err != nil {
+			return err
+		}
+		if err := checkValue(dec, depth, names[name]); err != nil {
 			return err
 		}
 	}
@@ -176,7 +215,20 @@ func checkObject(dec *json.Decoder, depth int) error {
 	return err
 }
 
-func checkValue(dec *json.Decoder, depth int) error {
+// spelled refuses a key that differs from one of the names in the case of its letters alone.
+func (k keys) spelled(key string) error {
+	if _, right := k[key]; right {
+		return nil
+	}
+	for name := range k {
+		if strings.EqualFold(name, key) {
+			return fmt.Errorf("the key %.80q must be written %q", key, name)
+		}
+	}
+	return nil
+}
+
+func checkValue(dec *json.Decoder, depth int, names keys) error {
 	t, err := dec.Token()
 	if err != nil {
 		return fmt.Errorf("not JSON: %w", err)
@@ -186,10 +238,10 @@ func checkValue(dec *json.Decoder, depth int) error {
 	}
 	switch t {
 	case json.Delim('{'):
-		return checkObject(dec, depth+1)
+		return checkObject(dec, depth+1, names)
 	case json.Delim('['):
 		for dec.More() {
-			if err := checkValue(dec, depth+1); err != nil {
+			if err := checkValue(dec, depth+1, names); err != nil {
 				return err
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -25,13 +26,65 @@ func TestBadManifests(t *testing.T) {
 		"bad subject":   `{` + config + `,"subject":{"digest":"x"}}`,
 		"more behind":   `{` + config + `} {}`,
 		"negative size": `{"config":{"digest":"` + string(blobDigest(1)) + `","size":-1}}`,
+		"huge number":   `{"config":{"digest":"` + string(blobDigest(1)) + `","size":` + strings.Repeat("9", 1<<20) + `}}`,
+		"fraction":      `{"config":{"digest":"` + string(blobDigest(1)) + `","size":1.5}}`,
+		"long type":     `{"mediaType":"` + strings.Repeat("x", 1<<20) + `",` + config + `}`,
+		"NUL in digest": `{"config":{"digest":"` + string(blobDigest(1)[:70]) + `\u0000","size":1}}`,
+		"comma":         `{` + config + `,}`,
+		"no colon":      `{"a" 1,` + config + `}`,
+		// Go's clients read these keys, others don't: a digest must mean the same to all.
+		"LAYERS":           `{` + config + `,"LAYERS":[]}`,
+		"layers, Layers":   `{` + config + `,"layers":[],"Layers":[{"digest":"` + string(blobDigest(1)) + `","size":1}]}`,
+		"layerſ":           `{` + config + `,"layerſ":[]}`,
+		"Digest":           `{` + config + `,"layers":[{"Digest":"` + string(blobDigest(1)) + `","size":1}]}`,
+		"SIZE in a config": `{"config":{"digest":"` + string(blobDigest(1)) + `","size":1,"SIZE":2}}`,
 	} {
-		if _, err := ParseManifest(TypeOCIManifest, []byte(body)); !errors.Is(err, ErrManifestInvalid) {
+		_, err := ParseManifest(TypeOCIManifest, []byte(body))
+		if !errors.Is(err, ErrManifestInvalid) {
 			t.Errorf("%s: %v", name, err)
+		} else if len(err.Error()) > 1000 {
+			t.Errorf("%s: a reason of %d bytes, which would be answered and remembered", name, len(err.Error()))
+		}
+	}
+	for _, kind := range []string{"", "x/y\n", "x/é", "x/" + strings.Repeat("y", 300)} {
+		if p, err := ParseManifest(kind, []byte(`{}`)); !errors.Is(err, ErrManifestInvalid) {
+			t.Errorf("media type %.80q: %.80q, %v", kind, p.MediaType, err)
 		}
 	}
 	if _, err := ParseManifest(TypeOCIManifest, make([]byte, MaxManifest+1)); !errors.Is(err, ErrManifestTooBig) {
 		t.Error(err)
+	}
+}
+
+// What isn't one of ours is somebody's: any JSON object will do, and a subject is one if it has a digest.
+func TestOtherTypesAreTakenAsTheyAre(t *testing.T) {
+	subject := fmt.Sprintf(`"subject":{"digest":%q,"size":3}`, blobDigest(1))
+	for body, want := range map[string]digest.Digest{
+		`{}`: "",
+		`{"schemaVersion":"1.0","config":"none","layers":{"a":1},"LAYERS":2,` + subject + `}`: blobDigest(1),
+		`{"subject":[{"name":"x"}]}`:           "",
+		`{"subject":{"name":"x"}}`:             "",
+		`{"subject":{"digest":"sha256:12"}}`:   "",
+		`{"annotations":{"a":{"b":1}}}`:        "",
+		`{"manifests":[{"digest":"no such"}]}`: "",
+	} {
+		p, err := ParseManifest("application/vnd.example+json", []byte(body))
+		if err != nil || p.Subject != want || len(p.Blobs)+len(p.Manifests) > 0 {
+			t.Errorf("%s: %+v, %v", body, p, err)
+		}
+	}
+}
+
+func TestUnknownFieldsOfImages(t *testing.T) {
+	body := fmt.Sprintf(`{"config":{"mediaType":"c","digest":%q,"size":1,"platform":{"OS":"x","os":"y"}},"annotations":{"digest":"1","Digest":"2"},
+		"layers":[{"digest":%q,"size":1e0,"data":"eA==","annotations":{"Size":"1","size":"2"}},{"mediaType":"l","digest":%q,"size":1,"urls":["x"]}],
+		"x":{"Layers":[],"layers":[]}}`, blobDigest(0), blobDigest(1), blobDigest(2))
+	if _, err := ParseManifest(TypeOCIManifest, []byte(body)); !errors.Is(err, ErrManifestInvalid) {
+		t.Errorf("a size that not all readers take for a number: %v", err)
+	}
+	p, err := ParseManifest(TypeOCIManifest, []byte(strings.ReplaceAll(body, "1e0", "1")))
+	if err != nil || len(p.Blobs) != 2 || len(p.Annotations) != 2 || p.ArtifactType != "c" {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 
