@@ -219,6 +219,90 @@ func TestReferrersHoweverPushed(t *testing.T) {
 	}
 }
 
+// A deleted manifest isn't found, though the index that lists it is still there.
+func TestDeletedReferrerIsNotListed(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "s"))
+	must(t, s, LinkBlob{Repo: "a", Digest: blobDigest(0), Size: 1})
+	own, plain := image("a", []digest.Digest{blobDigest(0)}, blobDigest(9)), image("a", []digest.Digest{blobDigest(0), blobDigest(0)}, "")
+	must(t, s, own)
+	must(t, s, plain)
+	index := fmt.Appendf(nil, `{"manifests":[{"mediaType":"m","digest":%q,"size":3,"artifactType":"x/y"},{"mediaType":"m","digest":%q,"size":4}]}`, plain.Digest, own.Digest)
+	fallback := Tag("sha256-" + blobDigest(9).Encoded())
+	must(t, s, PutManifest{Repo: "a", Digest: digest.FromBytes(index), MediaType: TypeOCIIndex, Body: index, Tags: []Tag{fallback}})
+	for _, step := range []struct {
+		c    Command
+		want int
+	}{{DeleteManifest{Repo: "a", Digest: own.Digest}, 1}, {own, 2}, {DeleteManifest{Repo: "a", Digest: plain.Digest}, 1}, {plain, 2}} {
+		must(t, s, step.c)
+		if got, more, err := s.Referrers("a", blobDigest(9), "", "", 10); err != nil || more || len(got) != step.want {
+			t.Errorf("after %T: %v, %v", step.c, got, err)
+		}
+	}
+	if got, _, err := s.Referrers("a", blobDigest(9), "x/y", "", 10); err != nil || len(got) != 1 || got[0].Digest != plain.Digest {
+		t.Errorf("by type: %v, %v", got, err)
+	}
+}
+
+// Bytes that don't say what they are can be pushed under several types: the last push says what they are.
+func TestTheSameBytesUnderAnotherType(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "s"))
+	must(t, s, LinkBlob{Repo: "a", Digest: blobDigest(0), Size: 1})
+	body := fmt.Appendf(nil, `{"config":{"mediaType":"c","digest":%q,"size":1},"subject":{"digest":%q}}`, blobDigest(0), blobDigest(9))
+	put := PutManifest{Repo: "a", Digest: digest.FromBytes(body), MediaType: "x/y", Body: body, Tags: []Tag{"t"}}
+	must(t, s, put)
+	put.MediaType = TypeOCIManifest
+	must(t, s, put)
+	if m, err := s.StatManifest("a", put.Digest); err != nil || m.MediaType != TypeOCIManifest {
+		t.Errorf("%+v, %v", m, err)
+	}
+	var needed *ReferencedError
+	if _, err := do(t, s, DeleteBlob{Repo: "a", Digest: blobDigest(0)}); !errors.As(err, &needed) {
+		t.Errorf("a needed blob went: %v", err)
+	}
+	if got, _, err := s.Referrers("a", blobDigest(9), "c", "", 10); err != nil || len(got) != 1 || got[0].MediaType != TypeOCIManifest {
+		t.Errorf("referrers: %+v, %v", got, err)
+	}
+	if c, err := s.Counts(); err != nil || c.Manifests != 1 || c.Tags != 1 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	checkWhole(t, s)
+}
+
+// A page with a filter costs the page, not all referrers of the subject.
+func TestReferrersByTypeInPages(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "s"))
+	var want []string
+	for i := range 12 {
+		kind := []string{"a/b", `a/b\u0000`, "c/d"}[i%3]
+		body := fmt.Appendf(nil, `{"n":%d,"artifactType":"%s","subject":{"digest":%q}}`, i, kind, blobDigest(9))
+		p := PutManifest{Repo: "a", Digest: digest.FromBytes(body), MediaType: "x/y", Body: body}
+		must(t, s, p)
+		if kind == "a/b" {
+			want = append(want, p.Digest.String())
+		}
+	}
+	slices.Sort(want)
+	var got []string
+	after, more := "", true
+	for more {
+		var page []Descriptor
+		var err error
+		if page, more, err = s.Referrers("a", blobDigest(9), "a/b", after, 3); err != nil || len(page) == 0 {
+			t.Fatal(page, err)
+		}
+		for _, d := range page {
+			got = append(got, d.Digest.String())
+		}
+		after = got[len(got)-1]
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, not %v", got, want)
+	}
+	if page, more, err := s.Referrers("a", blobDigest(9), "no/such", "", 3); err != nil || more || len(page) != 0 {
+		t.Errorf("%v %t %v", page, more, err)
+	}
+}
+
 func TestRepeatedCommandGetsTheFirstAnswer(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "s"))
 	apply := func(index uint64, id Identity, c Command) error {

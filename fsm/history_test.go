@@ -116,8 +116,8 @@ func (h *history) manifest(repo Repo, blob digest.Digest, tag Tag) Command {
 				list = append(list, fmt.Sprintf(`{"digest":%q,"size":1,"artifactType":%q}`, one(h, h.put...), one(h, "", "x/y")))
 			}
 		}
-		body := fmt.Appendf(nil, `{"mediaType":%q,"manifests":[%s]}`, TypeOCIIndex, strings.Join(list, ","))
-		p = PutManifest{Repo: repo, Digest: digest.FromBytes(body), Body: body, MediaType: TypeOCIIndex}
+		body := fmt.Appendf(nil, `{"manifests":[%s]}`, strings.Join(list, ","))
+		p = PutManifest{Repo: repo, Digest: digest.FromBytes(body), Body: body, MediaType: one(h, TypeOCIIndex, TypeOCIIndex, TypeDockerList, "x/y")}
 	default:
 		p = image(repo, []digest.Digest{blob, blobDigest(h.rnd.IntN(4))}, "")
 	}
@@ -385,12 +385,13 @@ func (w *whole) referrers() error {
 		if !ok {
 			return nil
 		}
-		parsed, err := ParseManifest("", w.tx.Bucket(bucketBodies).Get(key(p[0], string(v))))
+		info, err := manifestInfo(w.tx, Repo(p[0]), digest.Digest(v))
+		if err != nil || info.MediaType != TypeOCIIndex {
+			return err
+		}
+		parsed, err := ParseManifest(info.MediaType, w.tx.Bucket(bucketBodies).Get(key(p[0], string(v))))
 		for _, d := range parsed.Manifests {
 			listed[string(key(p[0], string(subject), string(d.Digest)))] = true
-		}
-		if err != nil && strings.Contains(err.Error(), "neither") {
-			return nil // a body that doesn't say what it is is no index here
 		}
 		return err
 	})
@@ -408,9 +409,15 @@ func (w *whole) referrers() error {
 		if rec.Listed != listed[string(key(p...))] || !rec.Own && !rec.Listed {
 			return fmt.Errorf("own %t, listed %t", rec.Own, rec.Listed)
 		}
+		if w.tx.Bucket(bucketKinds).Get(kindKey(Repo(p[0]), digest.Digest(p[1]), rec.ArtifactType, p[2])) == nil {
+			return errors.New("not found by its artifact type")
+		}
 		delete(listed, string(key(p...)))
 		return nil
 	})
+	if n := w.size(bucketKinds); err == nil && n != w.size(bucketReferrers) {
+		return fmt.Errorf("%d rows by artifact type for %d referrers", n, w.size(bucketReferrers))
+	}
 	if err == nil && (w.owned != 0 || len(listed) != 0) {
 		err = fmt.Errorf("%d referrers too few, unlisted %v", w.owned, slices.Collect(maps.Keys(listed)))
 	}

@@ -22,6 +22,7 @@ var (
 	bucketLinks     = []byte("links")     // repo, digest → index of the link
 	bucketNeeds     = []byte("needs")     // repo, child digest, manifest digest → nothing
 	bucketReferrers = []byte("referrers") // repo, subject, digest → referrer
+	bucketKinds     = []byte("kinds")     // repo, subject, hash of the artifact type, digest → nothing
 	bucketFeed      = []byte("feed")      // index, digest → nothing
 	bucketNodes     = []byte("nodes")     // node → Node
 	bucketProposers = []byte("proposers") // node → proposer
@@ -31,7 +32,7 @@ var (
 
 	buckets = [][]byte{
 		bucketMeta, bucketRepos, bucketManifests, bucketBodies, bucketTags, bucketTagged, bucketHistory, bucketBlobs,
-		bucketLinks, bucketNeeds, bucketReferrers, bucketFeed, bucketNodes, bucketProposers, bucketAnswers, bucketInvites,
+		bucketLinks, bucketNeeds, bucketReferrers, bucketKinds, bucketFeed, bucketNodes, bucketProposers, bucketAnswers, bucketInvites,
 		bucketSettings,
 	}
 

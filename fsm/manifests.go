@@ -95,23 +95,49 @@ func (c *change) condition(p PutManifest) error {
 
 func (c *change) putManifest(p PutManifest, parsed Parsed) {
 	k := key(string(p.Repo), string(p.Digest))
-	if c.has(bucketManifests, k) {
+	var old manifestRecord
+	known := c.record(bucketManifests, k, &old)
+	if known && old.MediaType == parsed.MediaType {
 		return
 	}
 	rec := manifestRecord{MediaType: parsed.MediaType, Size: parsed.Size, Created: c.now, Subject: parsed.Subject}
+	// Bytes that don't say what they are may come again under another type, and mean something else from then on.
+	var tags []string
+	if known {
+		rec.Created = old.Created
+		tags = keysBelow(c.tx, bucketTagged, prefix(string(p.Repo), string(p.Digest)), 0)
+		for _, t := range tags {
+			c.unfallback(p.Repo, Tag(t), p.Digest)
+		}
+		c.unmean(p.Repo, p.Digest, old)
+	} else {
+		c.put(bucketBodies, k, p.Body)
+		c.counts.Manifests++
+		c.resize(p.Repo, func(n *repoRecord) { n.Manifests++ })
+	}
 	for _, d := range parsed.Blobs {
 		rec.Needs = append(rec.Needs, d.Digest)
 		c.put(bucketNeeds, key(string(p.Repo), string(d.Digest), string(p.Digest)), nil)
 	}
 	c.putRecord(bucketManifests, k, &rec)
-	c.put(bucketBodies, k, p.Body)
-	c.counts.Manifests++
-	c.resize(p.Repo, func(n *repoRecord) { n.Manifests++ })
 	if parsed.Subject != "" {
 		c.refer(p.Repo, parsed.Subject, Descriptor{
 			MediaType: parsed.MediaType, Digest: p.Digest, Size: parsed.Size,
 			ArtifactType: parsed.ArtifactType, Annotations: parsed.Annotations,
 		}, false)
+	}
+	for _, t := range tags {
+		c.fallback(p.Repo, Tag(t), parsed)
+	}
+}
+
+// unmean takes back what a manifest's content says: which blobs it needs, and what it refers to.
+func (c *change) unmean(r Repo, d digest.Digest, rec manifestRecord) {
+	for _, b := range rec.Needs {
+		c.del(bucketNeeds, key(string(r), string(b), string(d)))
+	}
+	if rec.Subject != "" {
+		c.unrefer(r, rec.Subject, d, false)
 	}
 }
 
@@ -124,12 +150,7 @@ func (d DeleteManifest) apply(c *change) (Answer, error) {
 	for _, t := range keysBelow(c.tx, bucketTagged, prefix(string(d.Repo), string(d.Digest)), 0) {
 		c.dropTag(d.Repo, Tag(t))
 	}
-	for _, b := range rec.Needs {
-		c.del(bucketNeeds, key(string(d.Repo), string(b), string(d.Digest)))
-	}
-	if rec.Subject != "" {
-		c.unrefer(d.Repo, rec.Subject, d.Digest, false)
-	}
+	c.unmean(d.Repo, d.Digest, rec)
 	c.del(bucketManifests, k)
 	c.del(bucketBodies, k)
 	c.counts.Manifests--

@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -25,6 +27,9 @@ func (c *change) refer(r Repo, subject digest.Digest, d Descriptor, listed bool)
 	k := key(string(r), string(subject), string(d.Digest))
 	var rec referrer
 	known := c.record(bucketReferrers, k, &rec)
+	if known {
+		c.del(bucketKinds, kindKey(r, subject, rec.ArtifactType, string(d.Digest)))
+	}
 	if !known || !rec.Own {
 		rec.MediaType, rec.Size, rec.ArtifactType = d.MediaType, d.Size, d.ArtifactType
 		rec.Annotations = nil
@@ -34,6 +39,14 @@ func (c *change) refer(r Repo, subject digest.Digest, d Descriptor, listed bool)
 	}
 	rec.Own, rec.Listed = rec.Own || !listed, rec.Listed || listed
 	c.putRecord(bucketReferrers, k, &rec)
+	c.put(bucketKinds, kindKey(r, subject, rec.ArtifactType, string(d.Digest)), nil)
+}
+
+// kindKey finds a subject's referrers of one artifact type in the digests' order. The type is hashed, since it may be any
+// string; an empty digest gives the prefix.
+func kindKey(r Repo, subject digest.Digest, artifactType, d string) []byte {
+	sum := sha256.Sum256([]byte(artifactType))
+	return append(append(prefix(string(r), string(subject)), sum[:]...), d...)
 }
 
 func (c *change) unrefer(r Repo, subject, d digest.Digest, listed bool) {
@@ -48,6 +61,7 @@ func (c *change) unrefer(r Repo, subject, d digest.Digest, listed bool) {
 		return
 	}
 	c.del(bucketReferrers, k)
+	c.del(bucketKinds, kindKey(r, subject, rec.ArtifactType, string(d)))
 }
 
 // fallbackSubject gives the digest that a fallback tag is about (distribution spec, referrers tag schema).
@@ -90,23 +104,24 @@ func (s *State) Referrers(r Repo, subject digest.Digest, artifactType, after str
 	var out []Descriptor
 	more := false
 	err := s.view(func(tx *bolt.Tx) error {
-		p := prefix(string(r), string(subject))
-		cur := tx.Bucket(bucketReferrers).Cursor()
-		for k, v := cur.Seek(append(slices.Clone(p), after...)); k != nil && strings.HasPrefix(string(k), string(p)); k, v = cur.Next() {
+		p, bucket := prefix(string(r), string(subject)), bucketReferrers
+		if artifactType != "" {
+			p, bucket = kindKey(r, subject, artifactType, ""), bucketKinds
+		}
+		cur := tx.Bucket(bucket).Cursor()
+		for k, _ := cur.Seek(append(bytes.Clone(p), after...)); k != nil && bytes.HasPrefix(k, p); k, _ = cur.Next() {
 			d := string(k[len(p):])
-			if d == after {
-				continue
-			}
-			var rec referrer
-			if err := decode(v, &rec); err != nil {
-				return err
-			}
-			if artifactType != "" && rec.ArtifactType != artifactType {
+			// An index under a fallback tag may outlive what it lists.
+			if d == after || tx.Bucket(bucketManifests).Get(key(string(r), d)) == nil {
 				continue
 			}
 			if len(out) == n {
 				more = true
 				return nil
+			}
+			var rec referrer
+			if err := decode(tx.Bucket(bucketReferrers).Get(key(string(r), string(subject), d)), &rec); err != nil {
+				return err
 			}
 			out = append(out, rec.descriptor(digest.Digest(d)))
 		}
