@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
@@ -52,9 +53,22 @@ func NewImage(repo, tag string, sizes ...int) Image {
 	return img
 }
 
+// AnyBlob is one of the image's blobs.
+func (img Image) AnyBlob() digest.Digest {
+	for d := range img.Blobs {
+		return d
+	}
+	return ""
+}
+
 // Do sends a request to the node and gives the answer with its body read.
 func (x *Node) Do(method, path string, body []byte, header ...string) (*http.Response, []byte, error) {
-	req, err := http.NewRequest(method, x.URL()+path, bytes.NewReader(body))
+	return x.Send(context.Background(), method, path, bytes.NewReader(body), header...)
+}
+
+// Send is Do with a body that streams, for as long as ctx lets it.
+func (x *Node) Send(ctx context.Context, method, path string, body io.Reader, header ...string) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, x.URL()+path, body)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -70,8 +84,8 @@ func (x *Node) Do(method, path string, body []byte, header ...string) (*http.Res
 	return resp, data, err
 }
 
-// want sends a request and makes any answer but the status an error.
-func (x *Node) want(status int, method, path string, body []byte, header ...string) ([]byte, *http.Response, error) {
+// Want sends a request and makes any answer but the status an error.
+func (x *Node) Want(status int, method, path string, body []byte, header ...string) ([]byte, *http.Response, error) {
 	resp, data, err := x.Do(method, path, body, header...)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s %s %s: %w", x.Name, method, path, err)
@@ -89,24 +103,24 @@ func (x *Node) Push(img Image) error {
 			return err
 		}
 	}
-	_, _, err := x.want(http.StatusCreated, http.MethodPut, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), img.Manifest,
+	_, _, err := x.Want(http.StatusCreated, http.MethodPut, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), img.Manifest,
 		"Content-Type", fsm.TypeOCIManifest)
 	return err
 }
 
 // PushBlob uploads one blob in two requests.
 func (x *Node) PushBlob(repo string, d digest.Digest, data []byte) error {
-	_, resp, err := x.want(http.StatusAccepted, http.MethodPost, "/v2/"+repo+"/blobs/uploads/", nil)
+	_, resp, err := x.Want(http.StatusAccepted, http.MethodPost, "/v2/"+repo+"/blobs/uploads/", nil)
 	if err != nil {
 		return err
 	}
-	_, _, err = x.want(http.StatusCreated, http.MethodPut, resp.Header.Get("Location")+"?digest="+d.String(), data)
+	_, _, err = x.Want(http.StatusCreated, http.MethodPut, resp.Header.Get("Location")+"?digest="+d.String(), data)
 	return err
 }
 
 // Pull fetches the image by its tag and checks every byte.
 func (x *Node) Pull(img Image) error {
-	body, resp, err := x.want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), nil)
+	body, resp, err := x.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), nil)
 	if err != nil {
 		return err
 	}
@@ -121,7 +135,7 @@ func (x *Node) Pull(img Image) error {
 
 // PullDigests fetches manifest and blobs by digest alone.
 func (x *Node) PullDigests(img Image) error {
-	body, _, err := x.want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Digest), nil)
+	body, _, err := x.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Digest), nil)
 	if err != nil {
 		return err
 	}
@@ -129,7 +143,7 @@ func (x *Node) PullDigests(img Image) error {
 		return fmt.Errorf("%s serves other bytes under %s", x.Name, img.Digest)
 	}
 	for d, data := range img.Blobs {
-		got, _, err := x.want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/blobs/%s", img.Repo, d), nil)
+		got, _, err := x.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/blobs/%s", img.Repo, d), nil)
 		if err != nil {
 			return err
 		}
@@ -142,13 +156,18 @@ func (x *Node) PullDigests(img Image) error {
 
 // PushPatiently pushes as docker does: it begins again after an answer that says that trying again may help.
 func (x *Node) PushPatiently(img Image) error {
+	return x.cluster.Patiently(func() error { return x.Push(img) })
+}
+
+// Patiently does something again as long as its error is one on which clients try again.
+func (c *Cluster) Patiently(do func() error) error {
 	deadline := time.Now().Add(patience)
 	for {
-		err := x.Push(img)
+		err := do()
 		if err == nil || time.Now().After(deadline) || !retriable(err) {
 			return err
 		}
-		wait(x.cluster.T.Context(), 50*time.Millisecond)
+		wait(context.Background(), 50*time.Millisecond)
 	}
 }
 

@@ -1,11 +1,9 @@
 package harness
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -42,7 +40,8 @@ type Node struct {
 	cluster *Cluster
 	address string
 	listen  string
-	alone   bool // began as a cluster of its own, with a secret of its own
+	secret  string // the cluster's secret file; empty: one of its own
+	log     *journal
 	stop    context.CancelFunc
 	done    chan error
 }
@@ -65,6 +64,7 @@ func start(t testing.TB, n int, tune node.Tuning, prepare func(*Node)) *Cluster 
 	set(&tune.CompareInterval, 500*time.Millisecond)
 	set(&tune.ReserveBytes, 1)
 	set(&tune.Grace, 2*time.Second)
+	set(&tune.AwayWait, 2*time.Second)
 	c := &Cluster{T: t, Net: NewNet(), dir: t.TempDir(), http: &http.Client{Transport: &http.Transport{}}, tune: tune}
 	t.Cleanup(c.http.CloseIdleConnections)
 	secret := filepath.Join(c.dir, "secret")
@@ -74,7 +74,7 @@ func start(t testing.TB, n int, tune node.Tuning, prepare func(*Node)) *Cluster 
 	for i := range n {
 		prepare(c.add(fmt.Sprintf("n%d", i+1)))
 	}
-	t.Cleanup(c.stopAll) // before the disks go
+	t.Cleanup(c.end) // before the disks go
 	for _, x := range c.Nodes {
 		x.Start()
 	}
@@ -90,7 +90,10 @@ func set[T comparable](field *T, value T) {
 }
 
 func (c *Cluster) add(name string) *Node {
-	x := &Node{Name: name, Dir: filepath.Join(c.dir, name), cluster: c, address: freeAddress(c.T), listen: freeAddress(c.T)}
+	x := &Node{
+		Name: name, Dir: filepath.Join(c.dir, name), cluster: c, address: freeAddress(c.T), listen: freeAddress(c.T),
+		secret: filepath.Join(c.dir, "secret"), log: newJournal(c.T),
+	}
 	c.Nodes = append(c.Nodes, x)
 	return x
 }
@@ -121,9 +124,17 @@ func freeAddress(t testing.TB) string {
 func (c *Cluster) StartAlone() *Node {
 	c.T.Helper()
 	x := c.add(fmt.Sprintf("n%d", len(c.Nodes)+1))
-	x.alone = true
+	x.secret = ""
 	x.Start()
 	c.WaitReady()
+	return x
+}
+
+// AddStranger makes a node that is told to join the cluster and has another secret. It isn't started.
+func (c *Cluster) AddStranger() *Node {
+	c.T.Helper()
+	x := c.add(fmt.Sprintf("n%d", len(c.Nodes)+1))
+	x.secret = filepath.Join(c.dir, "another-secret")
 	return x
 }
 
@@ -135,7 +146,7 @@ func (x *Node) Control() *client.Client {
 func (c *Cluster) peers(but string) []string {
 	var out []string
 	for _, x := range c.Nodes {
-		if x.Name != but && !x.alone {
+		if x.Name != but && x.secret != "" {
 			out = append(out, x.address)
 		}
 	}
@@ -149,14 +160,12 @@ func (x *Node) Start() {
 	cfg := node.Default()
 	cfg.Name, cfg.DataDir, cfg.Listen, cfg.ClusterListen = x.Name, x.Dir, x.listen, x.address
 	cfg.RaftTimeout = 300 * time.Millisecond
-	if !x.alone {
-		cfg.ClusterSecretFile = filepath.Join(x.cluster.dir, "secret")
-	}
-	if len(x.cluster.Nodes) > 1 && !x.alone {
+	cfg.ClusterSecretFile = x.secret
+	if len(x.cluster.Nodes) > 1 && x.secret != "" {
 		cfg.Join, cfg.BootstrapExpect = x.cluster.peers(x.Name), len(x.cluster.Nodes)
 	}
 	n, err := node.New(cfg, node.Options{
-		Network: x.cluster.Net.Of(x.Name), Logger: logger(t, x.Name), Version: "test",
+		Network: x.cluster.Net.Of(x.Name), Logger: x.log.logger(x.Name), Version: "test",
 		Tuning: x.cluster.tune,
 	})
 	if err != nil {
@@ -164,9 +173,11 @@ func (x *Node) Start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	x.Node, x.stop, x.done = n, cancel, make(chan error, 1)
-	x.listen = n.Address()
 	go func() { x.done <- n.Run(ctx) }()
 }
+
+// URL is where clients reach the node, in this life and the next.
+func (x *Node) URL() string { return "http://" + x.listen }
 
 // Stop ends the node politely and waits.
 func (x *Node) Stop() {
@@ -211,6 +222,11 @@ func (x *Node) Ended() bool {
 	default:
 		return false
 	}
+}
+
+// Move gives the node other addresses, as a new lease or a new container would. It must not be running.
+func (x *Node) Move() {
+	x.address, x.listen = freeAddress(x.cluster.T), freeAddress(x.cluster.T)
 }
 
 // Wipe empties the node's disk. It must not be running.
@@ -317,37 +333,4 @@ func (c *Cluster) stopAll() {
 		all.Go(x.Kill)
 	}
 	all.Wait()
-}
-
-// logger shows a node's log with a failing test, and with -v.
-func logger(t testing.TB, name string) *slog.Logger {
-	level := slog.LevelInfo
-	if os.Getenv("PIER_TEST_LOG") == "debug" {
-		level = slog.LevelDebug
-	}
-	return slog.New(slog.NewTextHandler(&testWriter{t: t}, &slog.HandlerOptions{Level: level})).With("on", name)
-}
-
-// testWriter stops writing when the test has ended, since t.Log must not be called then.
-type testWriter struct {
-	t    testing.TB
-	mu   sync.Mutex
-	over bool
-	once sync.Once
-}
-
-func (w *testWriter) Write(p []byte) (int, error) {
-	w.once.Do(func() {
-		w.t.Cleanup(func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.over = true
-		})
-	})
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.over {
-		w.t.Log(string(bytes.TrimRight(p, "\n")))
-	}
-	return len(p), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -18,12 +19,16 @@ type Net struct {
 	homes map[string]string // address → node that listens there
 	cut   map[[2]string]bool
 	delay map[[2]string]time.Duration
+	froze map[string]chan struct{} // closed when the node thaws
 	conns map[*conn]struct{}
 }
 
 // NewNet is a network without faults.
 func NewNet() *Net {
-	return &Net{homes: map[string]string{}, cut: map[[2]string]bool{}, delay: map[[2]string]time.Duration{}, conns: map[*conn]struct{}{}}
+	return &Net{
+		homes: map[string]string{}, cut: map[[2]string]bool{}, delay: map[[2]string]time.Duration{}, froze: map[string]chan struct{}{},
+		conns: map[*conn]struct{}{},
+	}
 }
 
 // Cut breaks both directions between two nodes, connections under way included.
@@ -46,6 +51,59 @@ func (n *Net) Delay(a, b string, d time.Duration) {
 	n.delay[[2]string{a, b}] = d
 }
 
+// Freeze stops everything to and from a node as SIGSTOP would: nothing is lost, and it all goes on at once when the node
+// thaws.
+func (n *Net) Freeze(node string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.froze[node] == nil {
+		n.froze[node] = make(chan struct{})
+	}
+}
+
+// Thaw ends a freeze.
+func (n *Net) Thaw(node string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if frozen := n.froze[node]; frozen != nil {
+		close(frozen)
+		delete(n.froze, node)
+	}
+}
+
+// frozen gives what to wait for before anything passes between two nodes; nil when nothing is frozen.
+func (n *Net) frozen(a, b string) <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c := n.froze[a]; c != nil {
+		return c
+	}
+	return n.froze[b]
+}
+
+// pass returns once neither node is frozen, or with an error when over is closed or the deadline, if there is one, comes first.
+func (n *Net) pass(a, b string, over <-chan struct{}, deadline time.Time) error {
+	var late <-chan time.Time
+	for {
+		frozen := n.frozen(a, b)
+		if frozen == nil {
+			return nil
+		}
+		if late == nil && !deadline.IsZero() {
+			timer := time.NewTimer(time.Until(deadline))
+			defer timer.Stop()
+			late = timer.C
+		}
+		select {
+		case <-frozen:
+		case <-over:
+			return net.ErrClosed
+		case <-late:
+			return os.ErrDeadlineExceeded
+		}
+	}
+}
+
 // Heal takes every fault away. What was sent into a cut is lost, so the connections that had one break.
 func (n *Net) Heal() {
 	n.mu.Lock()
@@ -57,6 +115,10 @@ func (n *Net) Heal() {
 	}
 	clear(n.cut)
 	clear(n.delay)
+	for node, frozen := range n.froze {
+		close(frozen)
+		delete(n.froze, node)
+	}
 	n.mu.Unlock()
 	for _, c := range broken {
 		_ = c.Close()
@@ -118,6 +180,9 @@ func (v *view) Dial(ctx context.Context, address string) (net.Conn, error) {
 		}
 		return nil, errCut
 	}
+	if err := v.net.pass(v.node, to, ctx.Done(), time.Time{}); err != nil {
+		return nil, err
+	}
 	if delay > 0 {
 		wait(ctx, delay)
 	}
@@ -125,7 +190,7 @@ func (v *view) Dial(ctx context.Context, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: inner, net: v.net, from: v.node, to: to}
+	c := &conn{Conn: inner, net: v.net, from: v.node, to: to, closed: make(chan struct{})}
 	v.net.mu.Lock()
 	v.net.conns[c] = struct{}{}
 	v.net.mu.Unlock()
@@ -145,9 +210,33 @@ type conn struct {
 	net.Conn
 	net      *Net
 	from, to string
+	closed   chan struct{}
+	once     sync.Once
+
+	mu     sync.Mutex
+	latest time.Time // by when a write must be done
+}
+
+// SetDeadline and SetWriteDeadline also count for what waits in a freeze.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.Conn.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetWriteDeadline is half of SetDeadline.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	c.latest = t
+	c.mu.Unlock()
+	return c.Conn.SetWriteDeadline(t)
 }
 
 func (c *conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	latest := c.latest
+	c.mu.Unlock()
+	if err := c.net.pass(c.from, c.to, c.closed, latest); err != nil {
+		return 0, err
+	}
 	cut, delay := c.net.fault(c.from, c.to)
 	if cut {
 		return len(p), nil
@@ -161,6 +250,12 @@ func (c *conn) Write(p []byte) (int, error) {
 func (c *conn) Read(p []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(p)
+		if err != nil && n == 0 {
+			return 0, err // a deadline too: who waits for a frozen node gives up in time
+		}
+		if err := c.net.pass(c.from, c.to, c.closed, time.Time{}); err != nil {
+			return 0, err
+		}
 		cut, delay := c.net.fault(c.to, c.from)
 		if err != nil {
 			return n, err
@@ -175,6 +270,7 @@ func (c *conn) Read(p []byte) (int, error) {
 }
 
 func (c *conn) Close() error {
+	c.once.Do(func() { close(c.closed) })
 	c.net.mu.Lock()
 	delete(c.net.conns, c)
 	c.net.mu.Unlock()
@@ -187,8 +283,9 @@ type packets struct {
 }
 
 func (p *packets) WriteTo(b []byte, to net.Addr) (int, error) {
-	if cut, _ := p.view.net.fault(p.view.node, p.view.net.home(to.String())); cut {
-		return len(b), nil
+	home := p.view.net.home(to.String())
+	if cut, _ := p.view.net.fault(p.view.node, home); cut || p.view.net.frozen(p.view.node, home) != nil {
+		return len(b), nil // a frozen node's packets overflow its buffer
 	}
 	return p.PacketConn.WriteTo(b, to)
 }

@@ -16,6 +16,7 @@ import (
 
 	"pier/cluster"
 	"pier/cluster/port"
+	"pier/fsm"
 )
 
 // Options are what a program or a test gives a node beside its settings. The zero value is a node on the real network that
@@ -41,6 +42,7 @@ type Tuning struct {
 	CompareInterval   time.Duration // between two full comparisons of want and have
 	ReserveBytes      int64         // free disk space that is never used, in place of a share
 	Grace             time.Duration // how long requests may take to finish at the end
+	AwayWait          time.Duration // how long a request waits for the node that has its upload or the only copy
 }
 
 // Node is one running Pier. It owns the data directory, the API listeners and the life of everything inside, which it can
@@ -285,6 +287,9 @@ func (n *Node) Name() string { return n.cfg.Name }
 
 // Cluster is the node's consensus part, for tests and status.
 func (n *Node) Cluster() *cluster.Cluster { return n.instance().cluster }
+
+// State is the node's replicated state, for tests.
+func (n *Node) State() *fsm.State { return n.instance().state }
 
 func (n *Node) instance() *instance {
 	n.mu.Lock()
