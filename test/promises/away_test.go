@@ -2,68 +2,82 @@ package promises
 
 import (
 	"fmt"
-	"strings"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"pier/cmd/pier/node"
+	"pier/fsm"
 	"pier/test/harness"
 )
 
-// A node was away for longer than the log reaches: it gets the state as a snapshot, then the blobs, and revives nothing
-// that was deleted meanwhile.
+// impatientLog makes a node snapshot and cut its log so often that one that was away for a moment is beyond it.
+func impatientLog() node.Tuning {
+	return node.Tuning{TrailingLogs: 16, SnapshotThreshold: 16, SnapshotInterval: 100 * time.Millisecond}
+}
+
+// A node was away for longer than the log reaches: it gets the state as a snapshot, under load, then the blobs, and revives
+// nothing that was deleted meanwhile.
 func TestAwayBeyondTheLog(t *testing.T) {
-	c := harness.StartTuned(t, 3, node.Tuning{TrailingLogs: 16, SnapshotThreshold: 16, SnapshotInterval: 100 * time.Millisecond})
+	t.Parallel()
+	c := harness.StartTuned(t, 3, impatientLog())
 	gone := harness.NewImage("team/app", "gone", 10)
 	c.Must(c.Nodes[0].Push(gone))
+	c.Whole(gone)
+	away := c.Follower()
+	away.Stop()
+	c.Must(dig(c.Leader(), gone))
+	pushes := startPushes(t, others(c, away))
+	c.Eventually("the log is long", func() bool { return pushes.count() >= 30 })
+	away.Start()
+	c.WaitReady()
+	if away.State().Installs() == 0 {
+		t.Error("no snapshot was installed, so this tested nothing")
+	}
+	c.Whole(pushes.stop()...)
+	staysBuried(c, gone)
+}
+
+// The node is killed while a snapshot comes in, again and again; when it is left alone it has everything.
+func TestKillDuringSnapshotInstall(t *testing.T) {
+	t.Parallel()
+	c := harness.StartTuned(t, 3, impatientLog())
+	gone := harness.NewImage("team/app", "gone", 10)
+	c.Must(c.Nodes[0].Push(gone))
+	c.Whole(gone)
 	away := c.Follower()
 	away.Stop()
 	here := c.Leader()
-	resp, body, err := here.Do("DELETE", "/v2/team/app/manifests/"+gone.Digest.String(), nil)
-	c.Must(err)
-	if resp.StatusCode != 202 {
-		t.Fatalf("%s %s", resp.Status, body)
-	}
+	c.Must(dig(here, gone))
 	var images []harness.Image
-	for i := range 40 {
+	for i := range 20 {
 		img := harness.NewImage("team/app", fmt.Sprint(i), 10)
 		c.Must(here.Push(img))
 		images = append(images, img)
 	}
+	for range 2 {
+		for _, x := range others(c, away) {
+			c.Net.Delay(x.Name, away.Name, 150*time.Millisecond) // each write: the state takes many
+		}
+		away.Start()
+		c.Eventually("a snapshot comes in", func() bool {
+			under, err := filepath.Glob(filepath.Join(away.Dir, "state.db.received-*"))
+			return err == nil && len(under) > 0
+		})
+		away.Kill()
+		c.Net.Heal()
+	}
 	away.Start()
 	c.WaitReady()
 	c.Whole(images...)
-	if _, body, err := away.Do("GET", "/metrics", nil); err != nil || !strings.Contains(string(body), "pier_state_installs_total 1") {
-		t.Errorf("no snapshot was installed, so this tested nothing: %v", err)
+	if away.State().Installs() == 0 {
+		t.Error("no snapshot was installed, so this tested nothing")
 	}
-	if resp, _, err := away.Do("GET", "/v2/team/app/manifests/"+gone.Digest.String(), nil); err != nil || resp.StatusCode != 404 {
-		t.Errorf("what was deleted is back: %v %v", resp, err)
+	if left, _ := filepath.Glob(filepath.Join(away.Dir, "state.db.received-*")); len(left) > 0 {
+		t.Errorf("the broken installs left %v", left)
 	}
-}
-
-// Two thousand connections that do nothing, and a listing of ten thousand tags, keep nobody from pushing.
-func TestIdleConnectionsAndLongListing(t *testing.T) {
-	c := harness.Start(t, 1)
-	x := c.Nodes[0]
-	harness.HoldConnections(t, x.Address(), 2000)
-	img := harness.NewImage("team/app", "0", 10)
-	c.Must(x.Push(img))
-	for i := range 100 {
-		path := "/v2/team/app/manifests/" + img.Digest.String() + "?tag=t0"
-		for j := range 100 {
-			if j > 0 {
-				path += fmt.Sprintf("&tag=t%d-%d", i, j)
-			}
-		}
-		resp, body, err := x.Do("PUT", path, img.Manifest, "Content-Type", "application/vnd.oci.image.manifest.v1+json")
-		c.Must(err)
-		if resp.StatusCode != 201 {
-			t.Fatalf("%s %s", resp.Status, body)
-		}
-	}
-	resp, body, err := x.Do("GET", "/v2/team/app/tags/list", nil)
-	c.Must(err)
-	if resp.StatusCode != 200 || len(body) < 9900*5 {
-		t.Errorf("%s, %d bytes", resp.Status, len(body))
+	staysBuried(c, gone)
+	if _, err := away.State().ResolveTag(fsm.Repo("team/app"), fsm.Tag("19")); err != nil {
+		t.Error(err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 // A disk that fills up refuses uploads clearly and goes on serving; after space is made everything goes on.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	c := harness.StartOnDisks(t, 1, 64<<20, node.Tuning{ReserveBytes: 8 << 20})
 	x := c.Nodes[0]
 	img := harness.NewImage("team/app", "1", 4<<20)
@@ -33,6 +34,7 @@ func TestFullDisk(t *testing.T) {
 
 // The disk fills up under the Raft log: the node ends rather than lie, and is whole after space is made and a restart.
 func TestFullDiskInARaftWrite(t *testing.T) {
+	t.Parallel()
 	c := harness.StartOnDisks(t, 3, 64<<20, node.Tuning{ReserveBytes: 1})
 	x := c.Leader()
 	before := harness.NewImage("team/app", "1", 10)

@@ -3,6 +3,7 @@ package promises
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 // A fourth and a fifth node join by invite while pushes run, the leader is removed and a third leaves: no push fails, no
 // blob is missing, and status tells the truth at each step.
 func TestJoinRemoveLeaveUnderPushes(t *testing.T) {
+	t.Parallel()
 	c := harness.Start(t, 3)
 	ctx := t.Context()
 	pushes := startPushes(t, c.Nodes[:3])
@@ -124,6 +126,15 @@ func (p *pusher) stopOn(x *harness.Node) {
 		delete(p.stops, x)
 	}
 }
+
+// sofar gives what has been acknowledged.
+func (p *pusher) sofar() []harness.Image {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.images)
+}
+
+func (p *pusher) count() int { return len(p.sofar()) }
 
 // stop ends all pushes and gives what was acknowledged.
 func (p *pusher) stop() []harness.Image {

@@ -9,6 +9,7 @@ import (
 
 // A push to any node can be pulled from every node as soon as it returns.
 func TestPushToAnyPullFromAny(t *testing.T) {
+	t.Parallel()
 	c := harness.Start(t, 3)
 	for i, x := range c.Nodes {
 		img := harness.NewImage("team/app", fmt.Sprintf("v%d", i), 100, 300<<10, 0)
@@ -21,6 +22,7 @@ func TestPushToAnyPullFromAny(t *testing.T) {
 
 // An upload begun on one node goes on and ends through others.
 func TestUploadThroughEveryNode(t *testing.T) {
+	t.Parallel()
 	c := harness.Start(t, 3)
 	img := harness.NewImage("team/app", "1", 90)
 	for d, data := range img.Blobs {
@@ -55,6 +57,7 @@ func TestUploadThroughEveryNode(t *testing.T) {
 
 // What is deleted on one node is gone on every node when the delete returns.
 func TestDeleteIsImmediateEverywhere(t *testing.T) {
+	t.Parallel()
 	c := harness.Start(t, 3)
 	img := harness.NewImage("team/app", "1", 10)
 	c.Must(c.Nodes[0].Push(img))
