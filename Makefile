@@ -31,12 +31,12 @@ race: ## run the tests with the race detector
 check: lint test ## what must pass before a commit: format, vet, staticcheck, tests
 
 .PHONY: lint
-lint: $(BIN)/staticcheck ## gofmt, vet and staticcheck, also of the Docker tests
+lint: $(BIN)/staticcheck ## gofmt, vet and staticcheck, also of the tests behind tags
 	@bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); if [ -n "$$bad" ]; then echo "gofmt: $$bad"; exit 1; fi
 	go vet ./...
-	go vet -tags docker ./test/...
+	go vet -tags docker,disks ./test/...
 	.ci/staticcheck ./...
-	.ci/staticcheck -tags docker ./test/...
+	.ci/staticcheck -tags docker,disks ./test/...
 
 $(BIN)/staticcheck:
 	GOBIN=$(abspath $(BIN)) go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
@@ -76,6 +76,10 @@ clients: ## install crane, oras, regctl and Compose v5 at their pinned versions 
 .PHONY: test-docker
 test-docker: image clients ## run the tests that need a Docker engine, skopeo and podman
 	go test -tags docker -count=1 -timeout 20m -v ./test/docker/...
+
+.PHONY: test-disks
+test-disks: ## run the tests that fill small disks up, as root
+	go test -tags disks -count=1 -timeout 5m -run '^TestFullDisk' ./test/promises
 
 .PHONY: ci
 ci: ## everything, as CI does it
