@@ -1,51 +1,65 @@
 package fsm
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
-	"os"
+	"math/rand/v2"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/opencontainers/go-digest"
-	bolt "go.etcd.io/bbolt"
 )
 
-// million makes a state with a million tags, the quick way: what is measured is reading it.
+// million makes a state with a million tags on a hundred thousand manifests in a thousand repositories, by the commands
+// themselves but in large transactions that aren't synced: what is measured is reading it.
 func million(b *testing.B) string {
 	path := filepath.Join(b.TempDir(), "s")
 	s := open(b, path)
 	configure(s)
-	err := s.db.Update(func(tx *bolt.Tx) error {
-		c := &change{tx: tx}
-		d := []byte(digest.FromString("x"))
-		for r := range 1000 {
-			repo := fmt.Sprintf("team/repo-%04d", r)
-			c.putRecord(bucketRepos, []byte(repo), &repoRecord{Tags: 1000})
-			for t := range 1000 {
-				c.put(bucketTags, key(repo, fmt.Sprintf("v%04d", t)), d)
+	s.db.NoSync = true
+	index := uint64(1)
+	for r := range 1000 {
+		repo := Repo(fmt.Sprintf("team/repo-%04d", r))
+		commands := []Command{LinkBlob{Repo: repo, Digest: blobDigest(r), Size: 1, Origin: "n1"}}
+		for m := range 100 {
+			var tags []Tag
+			for t := range 10 {
+				tags = append(tags, Tag(fmt.Sprintf("v%04d", 10*m+t)))
 			}
+			subject := digest.FromString(fmt.Sprint(r, m))
+			commands = append(commands, image(repo, []digest.Digest{blobDigest(r)}, subject, tags...))
 		}
-		putNumber(tx, keyApplied, binary.MaxVarintLen64)
-		return c.err
-	})
-	if err != nil {
+		var logs []*raft.Log
+		for _, c := range commands {
+			index++
+			data, err := Encode(Identity{}, c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			logs = append(logs, &raft.Log{Index: index, Term: 1, Type: raft.LogCommand, Data: data})
+		}
+		s.ApplyBatch(logs)
+	}
+	if c, err := s.Counts(); err != nil || c.Tags != 1e6 {
+		b.Fatal(c, err)
+	}
+	if err := errors.Join(s.db.Sync(), s.Close()); err != nil {
 		b.Fatal(err)
 	}
 	return path
 }
 
+// BenchmarkMillionTags has the budgets of a registry with a million tags: a page in 10 ms at the 99th percentile, a start
+// in 5 s, 100 MB of heap.
 func BenchmarkMillionTags(b *testing.B) {
 	path := million(b)
 	b.Run("open", func(b *testing.B) {
-		other := filepath.Join(b.TempDir(), "copy")
-		data, err := os.ReadFile(path)
-		if err != nil || os.WriteFile(other, data, 0o600) != nil {
-			b.Fatal(err)
-		}
 		for b.Loop() {
-			s, err := Open(Config{Path: other})
+			s, err := Open(Config{Path: path})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -54,26 +68,44 @@ func BenchmarkMillionTags(b *testing.B) {
 			}
 		}
 	})
-	other := filepath.Join(b.TempDir(), "pages")
-	data, err := os.ReadFile(path)
-	if err != nil || os.WriteFile(other, data, 0o600) != nil {
-		b.Fatal(err)
-	}
-	s := open(b, other)
+	before := heap()
+	s := open(b, path)
 	b.Run("tags", func(b *testing.B) {
-		for b.Loop() {
-			if got, _, err := s.Tags("team/repo-0500", "v0500", 100); err != nil || len(got) != 100 {
-				b.Fatal(len(got), err)
-			}
-		}
+		pages(b, func(repo, tag string) (int, error) {
+			got, _, err := s.Tags(Repo(repo), tag, 100)
+			return len(got), err
+		})
+		b.ReportMetric(max(heap()-before, 0)/1e6, "MB-heap")
 	})
 	b.Run("catalog", func(b *testing.B) {
-		for b.Loop() {
-			if got, _, err := s.Repositories("team/repo-0500", 100); err != nil || len(got) != 100 {
-				b.Fatal(len(got), err)
-			}
-		}
+		pages(b, func(repo, _ string) (int, error) {
+			got, _, err := s.Repositories(repo, 100)
+			return len(got), err
+		})
 	})
+}
+
+// pages reads pages from random places and reports the slowest hundredth.
+func pages(b *testing.B, read func(repo, tag string) (int, error)) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var took []time.Duration
+	for b.Loop() {
+		repo, tag := fmt.Sprintf("team/repo-%04d", rnd.IntN(899)), fmt.Sprintf("v%04d", rnd.IntN(899))
+		start := time.Now()
+		if n, err := read(repo, tag); err != nil || n != 100 {
+			b.Fatal(n, err)
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms-p99")
+}
+
+func heap() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
 }
 
 func BenchmarkApply(b *testing.B) {
