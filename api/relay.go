@@ -98,9 +98,10 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// relayOnce makes one try. spent tells that the request can't be tried again, since part of its body is gone.
+// relayOnce makes one try. spent tells that the request can't be tried again, since part of its body is gone. A client that
+// goes away breaks its body off; once that is whole, the owner may finish.
 func (a *API) relayOnce(w http.ResponseWriter, r *http.Request, rt route) (spent bool, err error) {
-	ctx, cancel := context.WithCancelCause(r.Context())
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	defer cancel(nil)
 	connect := relayConnect
 	if !a.cfg.Alive(rt.owner) {

@@ -117,10 +117,10 @@ func (a *API) postWhole(w http.ResponseWriter, r *http.Request, rt route, s stri
 			a.cancelUpload(r, up)
 		}
 	}()
-	if _, err := up.Append(r.Context(), -1, r.Body); err != nil {
+	if _, err := up.Append(context.WithoutCancel(r.Context()), -1, r.Body); err != nil {
 		return fmt.Errorf("take a whole blob: %w", err)
 	}
-	size, err := up.Commit(r.Context(), d)
+	size, err := up.Commit(context.WithoutCancel(r.Context()), d)
 	if err != nil {
 		return fmt.Errorf("commit %s: %w", d, err)
 	}
@@ -202,7 +202,8 @@ func (a *API) patchUpload(w http.ResponseWriter, r *http.Request, rt route) erro
 }
 
 // putUpload takes the last chunk, if the request has one, makes the blob final and links it. It may be repeated: a client
-// or a proxy that lost the answer gets the same one.
+// or a proxy that lost the answer gets the same one. So that this holds whenever the connection broke, a request whose bytes
+// are all there goes on without its client: else they would come again behind themselves.
 func (a *API) putUpload(w http.ResponseWriter, r *http.Request, rt route) error {
 	d, err := fsm.ParseDigest(r.URL.Query().Get("digest"))
 	if err != nil {
@@ -226,7 +227,7 @@ func (a *API) putUpload(w http.ResponseWriter, r *http.Request, rt route) error 
 	// A chunk that doesn't fit may be one that came already: then what is there has the digest.
 	var size int64
 	err = a.whenFree(r.Context(), func() (err error) {
-		size, err = up.Commit(r.Context(), d)
+		size, err = up.Commit(context.WithoutCancel(r.Context()), d)
 		return err
 	})
 	if order != nil && errors.Is(err, blobsync.ErrDigestMismatch) {
@@ -317,7 +318,7 @@ func (a *API) appendChunk(r *http.Request, up *blobsync.Upload, c chunk) error {
 	}
 	var n int64
 	err := a.whenFree(r.Context(), func() (err error) {
-		n, err = up.Append(r.Context(), c.at, body)
+		n, err = up.Append(context.WithoutCancel(r.Context()), c.at, body)
 		return err
 	})
 	if err != nil {

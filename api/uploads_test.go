@@ -150,6 +150,27 @@ func TestUploadRefusals(t *testing.T) {
 	f.want(f.do("PUT", loc+"?digest="+d, content[700:]), 201, "")
 }
 
+// A client that sends all and doesn't stay for the answer has pushed its blob.
+func TestUploadGoesOnWithoutClient(t *testing.T) {
+	f := newFixture(t, 2, nil)
+	for i := range 40 {
+		content := randomBytes(5000 + i)
+		d := digest.FromBytes(content)
+		request := "PUT " + f.begin(f.nodes[i%2], "a", "") + "?digest="
+		if i%3 == 0 {
+			request = "POST /v2/a/blobs/uploads/?digest="
+		}
+		conn := f.dial(f.nodes[0], request+d.String()+fmt.Sprintf(" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(content), content))
+		f.must(nil, conn.Close())
+		eventually(t, func() error {
+			if got := f.do("HEAD", "/v2/a/blobs/"+d.String(), nil); got.StatusCode != 200 {
+				return fmt.Errorf("blob %d, %.20s: %s", i, request, got.Status)
+			}
+			return nil
+		})
+	}
+}
+
 // An upload has one writer. The next waits for it a little: mostly it is one that has just hung up.
 func TestUploadBusy(t *testing.T) {
 	f := newFixture(t, 1, func(c *Config) { c.BusyWait = 100 * time.Millisecond })
