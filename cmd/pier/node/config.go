@@ -3,8 +3,10 @@ package node
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -61,6 +63,7 @@ type Setting struct {
 	Help  string
 	Set   func(c *Config, value string) error
 	Value func(c Config) string
+	List  bool // the file may hold a sequence
 }
 
 // Variable is the setting's name in the environment.
@@ -80,6 +83,7 @@ func Settings() []Setting {
 			Name: "join", Help: "cluster addresses of other nodes, separated by commas",
 			Set:   func(c *Config, v string) error { c.Join = splitList(v); return nil },
 			Value: func(c Config) string { return strings.Join(c.Join, ",") },
+			List:  true,
 		},
 		whole("bootstrap-expect", "form a cluster of this many nodes, once", func(c *Config) *int { return &c.BootstrapExpect }),
 		text("cluster-secret-file", "file with the cluster's secret, made when it is missing; empty: in the data directory", func(c *Config) *string { return &c.ClusterSecretFile }),
@@ -101,8 +105,8 @@ func Settings() []Setting {
 		{
 			Name: "blob-rate", Help: "bytes per second that this node fetches from others, such as 50MiB; 0: no limit",
 			Set: func(c *Config, v string) error {
-				n, err := humanize.ParseBytes(v)
-				c.BlobRate = int64(n)
+				n, err := parseSize(v)
+				c.BlobRate = n
 				return plain(err, "a size such as 50MiB")
 			},
 			Value: func(c Config) string { return humanize.IBytes(uint64(c.BlobRate)) },
@@ -156,15 +160,23 @@ func plain(err error, want string) error {
 func setReserve(c *Config, v string) error {
 	if share, ok := strings.CutSuffix(v, "%"); ok {
 		n, err := strconv.ParseFloat(share, 64)
-		if err != nil || n < 0 || n > 90 {
+		if err != nil || !(n >= 0 && n <= 90) { // not a number is in no range
 			return errors.New("want a share from 0% to 90%")
 		}
 		c.DiskReserve = Reserve{Share: n / 100}
 		return nil
 	}
-	n, err := humanize.ParseBytes(v)
-	c.DiskReserve = Reserve{Bytes: int64(n)}
+	n, err := parseSize(v)
+	c.DiskReserve = Reserve{Bytes: n}
 	return plain(err, "a share such as 5% or a size such as 10GiB")
+}
+
+func parseSize(v string) (int64, error) {
+	n, err := humanize.ParseBytes(v)
+	if err == nil && n > math.MaxInt64 {
+		err = strconv.ErrRange
+	}
+	return int64(n), err
 }
 
 func reserveText(c Config) string {
@@ -184,53 +196,57 @@ func splitList(v string) []string {
 	return out
 }
 
+// problem is what is wrong with the value of a setting.
+type problem struct {
+	setting string
+	err     error
+}
+
 // Validate gives every problem of the configuration, each with the setting's name.
 func (c Config) Validate() error {
-	var problems []error
-	bad := func(name, format string, args ...any) {
-		problems = append(problems, fmt.Errorf("%s: "+format, append([]any{name}, args...)...))
+	var out []error
+	for _, p := range c.problems() {
+		out = append(out, fmt.Errorf("%s: %w", p.setting, p.err))
 	}
-	if c.Name == "" || len(c.Name) > 100 {
-		bad("name", "want 1 to 100 characters")
-	}
-	if c.DataDir == "" {
-		bad("data-dir", "want a directory")
-	}
-	addresses := map[string]string{"listen": c.Listen, "cluster-listen": c.ClusterListen}
-	if c.ClusterAdvertise != "" {
-		addresses["cluster-advertise"] = c.ClusterAdvertise
-	}
-	for i, a := range c.Join {
-		addresses[fmt.Sprintf("join (%d)", i+1)] = a
-	}
-	for name, a := range addresses {
-		if _, port, err := net.SplitHostPort(a); err != nil || port == "" {
-			bad(name, "%q is no host:port", a)
+	return errors.Join(out...)
+}
+
+func (c Config) problems() []problem {
+	var out []problem
+	check := func(fine bool, setting, format string, args ...any) {
+		if !fine {
+			out = append(out, problem{setting, fmt.Errorf(format, args...)})
 		}
 	}
-	if c.BootstrapExpect < 0 || c.BootstrapExpect > 1 && len(c.Join) == 0 {
-		bad("bootstrap-expect", "%d nodes can only find each other with join", c.BootstrapExpect)
+	check(c.Name != "" && len(c.Name) <= 100, "name", "want 1 to 100 characters")
+	check(c.DataDir != "", "data-dir", "want a directory")
+	check(isAddress(c.Listen, true), "listen", "%q is no host:port", c.Listen)
+	check(isAddress(c.ClusterListen, true), "cluster-listen", "%q is no host:port", c.ClusterListen)
+	check(c.ClusterAdvertise == "" || isAddress(c.ClusterAdvertise, false), "cluster-advertise", "%q is no host:port", c.ClusterAdvertise)
+	for _, a := range c.Join {
+		check(isAddress(a, false), "join", "%q is no host:port", a)
 	}
-	if c.Replicas < 0 {
-		bad("replicas", "can't be negative")
+	check(c.BootstrapExpect >= 0 && c.BootstrapExpect <= 7, "bootstrap-expect", "want 0 to 7")
+	check(c.BootstrapExpect <= 1 || len(c.Join) > 0, "bootstrap-expect", "%d nodes can only find each other with join", c.BootstrapExpect)
+	check(c.Replicas >= 0, "replicas", "can't be negative")
+	check(c.WriteCopies >= 0, "write-copies", "can't be negative")
+	check(c.Replicas <= 0 || c.WriteCopies <= c.Replicas, "write-copies", "want 0 to replicas (%d)", c.Replicas)
+	check(c.LogFormat == "text" || c.LogFormat == "json", "log-format", "%q is neither text nor json", c.LogFormat)
+	check(slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel), "log-level", "%q is none of debug, info, warn and error", c.LogLevel)
+	check(c.RaftTimeout >= 50*time.Millisecond && c.RaftTimeout <= time.Minute, "raft-timeout", "want 50ms to 1m")
+	check(c.RepairDelay >= 0, "repair-delay", "can't be negative")
+	check(c.MaxVoters >= 1 && c.MaxVoters <= 9, "max-voters", "want 1 to 9")
+	check(c.UploadTTL > 0, "upload-ttl", "want more than 0")
+	check(c.MaxInFlight >= 1, "max-in-flight", "want at least 1")
+	return out
+}
+
+// isAddress tells whether a is host:port. What is listened on may leave the host or the choice of a port to the system.
+func isAddress(a string, listen bool) bool {
+	host, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return false
 	}
-	if c.WriteCopies < 0 || c.Replicas > 0 && c.WriteCopies > c.Replicas {
-		bad("write-copies", "want 0 to replicas (%d)", c.Replicas)
-	}
-	if c.LogFormat != "text" && c.LogFormat != "json" {
-		bad("log-format", "%q is neither text nor json", c.LogFormat)
-	}
-	if !strings.Contains(" debug info warn error ", " "+c.LogLevel+" ") {
-		bad("log-level", "%q is none of debug, info, warn and error", c.LogLevel)
-	}
-	if c.RaftTimeout < 50*time.Millisecond || c.RaftTimeout > time.Minute {
-		bad("raft-timeout", "want 50ms to 1m")
-	}
-	if c.MaxVoters < 1 || c.MaxVoters > 9 {
-		bad("max-voters", "want 1 to 9")
-	}
-	if c.MaxInFlight < 1 {
-		bad("max-in-flight", "want at least 1")
-	}
-	return errors.Join(problems...)
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && (listen || host != "" && n > 0)
 }

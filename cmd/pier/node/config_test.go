@@ -62,6 +62,32 @@ func TestEveryProblemUnderItsName(t *testing.T) {
 	}
 }
 
+// What can't be read doesn't hide what can't be: all is said at once, and each thing under the name that the user wrote.
+func TestProblemsOfAllKindsAtOnce(t *testing.T) {
+	file := "listen: 5000\ncolour: blue\nname: [a, b]\njoin: {a: b}\nlog-format:\nupload-ttl: -5m\n"
+	_, err := load(t, file, []string{"PIER_REPLICAS=x", "PIER_LISTN=1", "PIER_WRITE_COPIES=-1"},
+		"--max-voters", "0", "--disk-reserve", "NaN%", "--blob-rate", "15EiB", "--bootstrap-expect", "9", "--cluster-listen", "a:b", "--repair-delay", "-1s")
+	if err == nil {
+		t.Fatal("it was taken")
+	}
+	wants := []string{
+		`pier.yaml:1: listen: "5000" is no host:port`, "pier.yaml:2: colour: there is no such setting", "pier.yaml:3: name: want one plain value",
+		"pier.yaml:4: join: want one plain value", "pier.yaml:5: log-format: want a value", "pier.yaml:6: upload-ttl: want more than 0",
+		"PIER_REPLICAS: want a whole number", "PIER_LISTN: there is no such setting", "PIER_WRITE_COPIES: can't be negative",
+		"--max-voters: want 1 to 9", "--disk-reserve: want a share", "--blob-rate: want a size", "--bootstrap-expect: want 0 to 7",
+		`--cluster-listen: "a:b" is no host:port`, "--repair-delay: can't be negative",
+	}
+	for _, want := range wants {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("nothing of %q in:\n%v", want, err)
+		}
+	}
+	// bootstrap-expect without join is the only one that is said twice
+	if got := strings.Count(err.Error(), "\n") + 1; got != len(wants)+1 {
+		t.Errorf("%d problems, not %d:\n%v", got, len(wants)+1, err)
+	}
+}
+
 // Each setting takes what it shows, so that the defaults in the help can be written as they stand.
 func TestSettingsRoundTrip(t *testing.T) {
 	seen := map[string]bool{}

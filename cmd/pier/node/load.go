@@ -1,8 +1,10 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -26,35 +28,52 @@ func AddFlags(flags *pflag.FlagSet) {
 // Load takes flags before variables before the file before the defaults, and gives every problem at once, each under the
 // name that the user wrote.
 func Load(flags *pflag.FlagSet, environment []string) (Config, error) {
-	cfg := Default()
+	l := &loader{cfg: Default(), written: make(map[string]string), broken: make(map[string]bool)}
 	env := variables(environment)
-	problems := applyFile(&cfg, configPath(flags, env))
+	l.file(configPath(flags, env))
 	known := map[string]bool{"PIER_CONFIG": true, "PIER_SERVER": true}
 	for _, s := range Settings() {
 		known[s.Variable()] = true
 		if v, ok := env[s.Variable()]; ok {
-			problems = append(problems, named(s.Variable(), s.Set(&cfg, v)))
+			l.set(s, s.Variable(), v)
 		}
 		if f := flags.Lookup(s.Name); f != nil && f.Changed {
-			problems = append(problems, named("--"+s.Name, s.Set(&cfg, f.Value.String())))
+			l.set(s, "--"+s.Name, f.Value.String())
 		}
 	}
-	for name := range env {
+	for _, name := range slices.Sorted(maps.Keys(env)) {
 		if !known[name] && !strings.HasPrefix(name, "PIER_TEST_") {
-			problems = append(problems, fmt.Errorf("%s: there is no such setting", name))
+			l.bad(name, errUnknown)
 		}
 	}
-	if err := errors.Join(problems...); err != nil {
-		return cfg, err
+	for _, p := range l.cfg.problems() {
+		if !l.broken[p.setting] {
+			l.bad(cmp.Or(l.written[p.setting], p.setting), p.err)
+		}
 	}
-	return cfg, cfg.Validate()
+	return l.cfg, errors.Join(l.problems...)
 }
 
-func named(name string, err error) error {
-	if err == nil {
-		return nil
+var errUnknown = errors.New("there is no such setting")
+
+// loader gathers the settings, and what is wrong with them.
+type loader struct {
+	cfg      Config
+	written  map[string]string // what the user called a setting, where its value comes from
+	broken   map[string]bool   // settings whose last value could not be read
+	problems []error
+}
+
+func (l *loader) bad(name string, err error) {
+	l.problems = append(l.problems, fmt.Errorf("%s: %w", name, err))
+}
+
+func (l *loader) set(s Setting, name, value string) {
+	err := s.Set(&l.cfg, value)
+	l.written[s.Name], l.broken[s.Name] = name, err != nil
+	if err != nil {
+		l.bad(name, err)
 	}
-	return fmt.Errorf("%s: %w", name, err)
 }
 
 func variables(environment []string) map[string]string {
@@ -74,37 +93,51 @@ func configPath(flags *pflag.FlagSet, env map[string]string) string {
 	return env["PIER_CONFIG"]
 }
 
-func applyFile(cfg *Config, path string) []error {
+func (l *loader) file(path string) {
 	if path == "" {
-		return nil
+		return
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return []error{fmt.Errorf("read the configuration: %w", err)}
+		l.bad("read the configuration", err)
+		return
 	}
 	var keys map[string]yaml.Node
 	if err := yaml.Unmarshal(data, &keys); err != nil {
-		return []error{fmt.Errorf("%s: %w", path, err)}
+		l.bad(path, err)
+		return
 	}
-	var problems []error
 	settings := Settings()
-	for key, value := range keys {
+	inOrder := slices.SortedFunc(maps.Keys(keys), func(a, b string) int { return cmp.Compare(keys[a].Line, keys[b].Line) })
+	for _, key := range inOrder {
+		value := keys[key]
 		at := fmt.Sprintf("%s:%d: %s", path, value.Line, key)
 		i := slices.IndexFunc(settings, func(s Setting) bool { return s.Name == key })
 		if i < 0 {
-			problems = append(problems, fmt.Errorf("%s: there is no such setting", at))
+			l.bad(at, errUnknown)
 			continue
 		}
-		text := value.Value
-		if value.Kind == yaml.SequenceNode {
-			var list []string
-			if err := value.Decode(&list); err != nil {
-				problems = append(problems, fmt.Errorf("%s: %w", at, err))
-				continue
-			}
-			text = strings.Join(list, ",")
+		text, err := plainText(value, settings[i].List)
+		if err != nil {
+			l.broken[key] = true
+			l.bad(at, err)
+			continue
 		}
-		problems = append(problems, named(at, settings[i].Set(cfg, text)))
+		l.set(settings[i], at, text)
 	}
-	return problems
+}
+
+// plainText is a value of the file as a flag would have it.
+func plainText(value yaml.Node, list bool) (string, error) {
+	switch {
+	case value.Kind == yaml.SequenceNode && list:
+		var items []string
+		err := value.Decode(&items)
+		return strings.Join(items, ","), err
+	case value.Kind != yaml.ScalarNode:
+		return "", errors.New("want one plain value")
+	case value.Tag == "!!null":
+		return "", errors.New("want a value")
+	}
+	return value.Value, nil
 }
