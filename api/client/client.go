@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 )
 
@@ -22,6 +24,7 @@ type Options struct {
 // Client is safe for concurrent use. Calls end with their context.
 type Client struct {
 	base string
+	at   string // where the node is, for errors
 	http *http.Client
 }
 
@@ -32,17 +35,14 @@ func New(o Options) *Client {
 		if !strings.Contains(base, "://") {
 			base = "http://" + base
 		}
-		return &Client{base: base, http: &http.Client{}}
+		return &Client{base: base, at: base, http: &http.Client{}}
 	}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", o.Socket)
-		if err != nil {
-			return nil, fmt.Errorf("no node answers at %s (is `pier serve` running, and is --data-dir its directory?): %w", o.Socket, err)
-		}
-		return conn, nil
+		return d.DialContext(ctx, "unix", o.Socket)
 	}
-	return &Client{base: "http://pier", http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+	at := o.Socket + " (is `pier serve` running, and is --data-dir its directory?)"
+	return &Client{base: "http://pier", at: at, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
 }
 
 // Status gives the cluster's state.
@@ -102,7 +102,11 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return err
+		var outer *url.Error // names a URL that nobody wrote
+		if errors.As(err, &outer) {
+			err = outer.Err
+		}
+		return fmt.Errorf("no answer from the node at %s: %w", c.at, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))

@@ -13,33 +13,20 @@ import (
 // clusterOptions are what the membership commands share.
 type clusterOptions struct {
 	target
-	output string
+	output
 }
 
 func newCluster() *cobra.Command {
 	o := &clusterOptions{}
 	cmd := &cobra.Command{
 		Use: "cluster", Short: "Look at the cluster, and change who is in it",
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if o.output != "" && o.output != "json" {
-				return &exitError{exitUsage, fmt.Sprintf("-o %s: want json", o.output)}
-			}
-			return nil
-		},
+		Example: "  pier cluster status\n  pier cluster remove node3 --data-dir /var/lib/pier",
 	}
-	o.addFlags(cmd)
-	cmd.PersistentFlags().StringVarP(&o.output, "output", "o", "", "json for programs")
+	group(cmd)
+	o.target.addFlags(cmd)
+	o.output.addFlags(cmd)
 	cmd.AddCommand(o.newStatus(), o.newInvite(), o.newJoin(), o.newLeave(), o.newRemove(), o.newTransfer())
 	return cmd
-}
-
-// show prints JSON or a line.
-func (o *clusterOptions) show(cmd *cobra.Command, v any, line string, args ...any) error {
-	if o.output == "json" {
-		return printJSON(cmd.OutOrStdout(), v)
-	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), line+"\n", args...)
-	return err
 }
 
 func (o *clusterOptions) newStatus() *cobra.Command {
@@ -54,7 +41,7 @@ func (o *clusterOptions) newStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if o.output == "json" {
+			if o.format == "json" {
 				err = printJSON(cmd.OutOrStdout(), s)
 			} else {
 				err = printStatus(cmd.OutOrStdout(), s)
@@ -135,6 +122,7 @@ func (o *clusterOptions) waitMember(ctx context.Context, id string) error {
 func (o *clusterOptions) newLeave() *cobra.Command {
 	return &cobra.Command{
 		Use: "leave", Short: "Take this node out of its cluster, once others hold what it holds", Args: cobra.NoArgs,
+		Example: "  pier cluster leave\n  pier cluster leave --data-dir /var/lib/pier",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.client().Leave(cmd.Context()); err != nil {
 				return err
@@ -149,7 +137,7 @@ func (o *clusterOptions) newRemove() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "remove NODE", Short: "Take a node out that can't leave by itself", Args: cobra.ExactArgs(1),
 		Long:    "Take a node out, by its name or ID. Refused when the cluster would lose its majority or the last copy of a blob.",
-		Example: "  pier cluster remove node3",
+		Example: "  pier cluster remove node3", ValidArgsFunction: o.completeNodes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.client().Remove(cmd.Context(), client.RemoveRequest{Node: args[0], Force: force}); err != nil {
 				return err
@@ -163,7 +151,8 @@ func (o *clusterOptions) newRemove() *cobra.Command {
 
 func (o *clusterOptions) newTransfer() *cobra.Command {
 	return &cobra.Command{
-		Use: "transfer [NODE]", Short: "Hand leadership to another node", Args: cobra.MaximumNArgs(1),
+		Use: "transfer [NODE]", Short: "Hand leadership to another node", Args: cobra.MaximumNArgs(1), ValidArgsFunction: o.completeNodes,
+		Example: "  pier cluster transfer          to the fittest\n  pier cluster transfer node2",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var r client.TransferRequest
 			if len(args) == 1 {
@@ -175,4 +164,17 @@ func (o *clusterOptions) newTransfer() *cobra.Command {
 			return o.show(cmd, struct{}{}, "leadership was handed on")
 		},
 	}
+}
+
+// completeNodes offers the members' names to a shell.
+func (o *clusterOptions) completeNodes(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	var names []string
+	if s, err := o.client().Status(ctx); err == nil && len(args) == 0 {
+		for _, n := range s.Nodes {
+			names = append(names, n.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -58,16 +59,50 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "pier",
-		Short:         "A container registry that is a cluster",
-		Long:          "Pier is a container registry that is a cluster: start it on one machine or on seven; push to any node, pull from any.",
-		Example:       "  pier serve              a working registry on 127.0.0.1:5000\n  pier dev                three nodes on this machine\n  pier cluster status     who is in, who leads, who is behind",
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Use:                        "pier",
+		Short:                      "A container registry that is a cluster",
+		Long:                       "Pier is a container registry that is a cluster: start it on one machine or on seven; push to any node, pull from any.",
+		Example:                    "  pier serve              a working registry on 127.0.0.1:5000\n  pier dev                three nodes on this machine\n  pier cluster status     who is in, who leads, who is behind",
+		SuggestionsMinimumDistance: 2,
+		SilenceUsage:               true,
+		SilenceErrors:              true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return &exitError{exitUsage, err.Error() + " (--help shows what there is)"}
 	})
 	root.AddCommand(newServe(), newDev(), newCluster(), newHealth(), newVersion())
+	group(root)
+	strict(root)
 	return root
+}
+
+// group makes a command that only has others under it show them, and refuse what is none of them.
+func group(cmd *cobra.Command) {
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			text += "; did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return errors.New(text)
+	}
+}
+
+// strict gives wrong arguments the exit code of wrong flags.
+func strict(cmd *cobra.Command) {
+	if args := cmd.Args; args != nil {
+		cmd.Args = func(cmd *cobra.Command, given []string) error {
+			if err := args(cmd, given); err != nil {
+				return &exitError{exitUsage, err.Error() + " (--help shows what there is)"}
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		strict(sub)
+	}
 }

@@ -7,9 +7,33 @@ import (
 	"text/tabwriter"
 
 	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
 
 	"pier/api/client"
 )
+
+// output is how a command shows its answer: to a person, or as JSON.
+type output struct{ format string }
+
+func (o *output) addFlags(cmd *cobra.Command) {
+	cmd.PersistentFlags().StringVarP(&o.format, "output", "o", "", "json for programs")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that isn't there
+	cmd.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if o.format != "" && o.format != "json" {
+			return &exitError{exitUsage, fmt.Sprintf("-o %s: want json", o.format)}
+		}
+		return nil
+	}
+}
+
+// show prints JSON or a line.
+func (o *output) show(cmd *cobra.Command, v any, line string, args ...any) error {
+	if o.format == "json" {
+		return printJSON(cmd.OutOrStdout(), v)
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), line+"\n", args...)
+	return err
+}
 
 func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
@@ -25,6 +49,10 @@ func printStatus(w io.Writer, s client.Status) error {
 		health = "NO QUORUM: pulls by digest work, pushes wait"
 	case !s.Healthy:
 		health = "degraded"
+	}
+	if len(s.Nodes) == 0 {
+		_, err := fmt.Fprintln(w, "no cluster yet: this node waits for the others; its log says for whom")
+		return err
 	}
 	fmt.Fprintf(w, "cluster %s: %s, term %d\n\n", s.ClusterID, health, s.Term)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

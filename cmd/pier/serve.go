@@ -20,6 +20,9 @@ func newServe() *cobra.Command {
 			"  pier serve --bootstrap-expect 3 --join a:7000,b:7000,c:7000 --cluster-listen 0.0.0.0:7000 --cluster-advertise a:7000 --cluster-secret-file secret",
 	}
 	node.AddFlags(cmd.Flags())
+	for flag, values := range map[string][]string{"log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"}} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that isn't there
+	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := node.Load(cmd.Flags(), os.Environ())
 		if err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"runtime"
 	"runtime/debug"
 
@@ -25,12 +24,24 @@ func versionText() string {
 	return "dev"
 }
 
+// build is what `pier version` says.
+type build struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+}
+
 func newVersion() *cobra.Command {
-	return &cobra.Command{
+	o := &output{}
+	cmd := &cobra.Command{
 		Use: "version", Short: "Say which version this is", Args: cobra.NoArgs,
+		Example: "  pier version\n  pier version -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "pier %s %s %s/%s\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
+			b := build{Version: versionText(), Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
+			return o.show(cmd, b, "pier %s %s %s/%s", b.Version, b.Go, b.OS, b.Arch)
 		},
 	}
+	o.addFlags(cmd)
+	return cmd
 }
