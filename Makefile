@@ -75,7 +75,7 @@ clients: ## install crane, oras, regctl and Compose v5 at their pinned versions 
 
 .PHONY: test-docker
 test-docker: image clients ## run the tests that need a Docker engine, skopeo and podman
-	go test -tags docker -count=1 -timeout 20m -v ./test/docker/...
+	go test -tags docker -count=1 -timeout 20m -v ./test/docker/... ./test/process
 
 .PHONY: test-disks
 test-disks: ## run the tests that fill small disks up, as root
