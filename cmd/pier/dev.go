@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -58,6 +61,9 @@ func (o *devOptions) run(cmd *cobra.Command) error {
 	if err := o.validate(); err != nil {
 		return err
 	}
+	if err := o.checkData(); err != nil {
+		return err
+	}
 	if err := o.checkPorts(); err != nil {
 		return err
 	}
@@ -74,19 +80,31 @@ func (o *devOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	err = runAll(cmd, nodes)
+	fmt.Fprintln(cmd.OutOrStdout(), "stopped")
+	return err
+}
+
+// runAll runs the nodes until the command ends or one fails. A node that was told to leave its cluster goes alone.
+func runAll(cmd *cobra.Command, nodes []*node.Node) error {
 	var group errgroup.Group
 	ctx, stop := context.WithCancel(cmd.Context())
 	defer stop()
+	var running atomic.Int64
+	running.Store(int64(len(nodes)))
 	for _, n := range nodes {
 		group.Go(func() error {
-			defer stop() // one node's end is the end of all
-			return n.Run(ctx)
+			err := n.Run(ctx)
+			if err != nil || running.Add(-1) == 0 {
+				stop()
+			} else if ctx.Err() == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), n.Name()+" has left")
+			}
+			return err
 		})
 	}
 	group.Go(func() error { return announce(ctx, cmd, nodes) })
-	err = group.Wait()
-	fmt.Fprintln(cmd.OutOrStdout(), "stopped")
-	return err
+	return group.Wait()
 }
 
 // checkPorts tries every port before anything starts.
@@ -94,12 +112,13 @@ func (o *devOptions) checkPorts() error {
 	var taken []string
 	for i := range o.nodes {
 		for _, p := range []int{o.port + i, o.port + devClusterStep + i} {
-			lis, err := net.Listen("tcp", o.address(p))
-			if err != nil {
+			err := tryPort(o.address(p), p >= o.port+devClusterStep)
+			switch {
+			case errors.Is(err, syscall.EADDRINUSE):
 				taken = append(taken, strconv.Itoa(p))
-				continue
+			case err != nil:
+				return err
 			}
-			_ = lis.Close()
 		}
 	}
 	if len(taken) > 0 {
@@ -107,6 +126,42 @@ func (o *devOptions) checkPorts() error {
 	}
 	return nil
 }
+
+// tryPort binds an address for a moment, for UDP too where gossip needs it.
+func tryPort(address string, udp bool) error {
+	lis, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	_ = lis.Close()
+	if !udp {
+		return nil
+	}
+	packets, err := net.ListenPacket("udp", address)
+	if err != nil {
+		return err
+	}
+	return packets.Close()
+}
+
+// checkData refuses to start a part of the nodes that a directory holds: without a majority they would wait for ever.
+func (o *devOptions) checkData() error {
+	if o.dataDir == "" {
+		return nil
+	}
+	held := o.nodes
+	for i := o.nodes + 1; i <= devMaxNodes; i++ {
+		if _, err := os.Stat(filepath.Join(o.dataDir, nodeName(i))); err == nil {
+			held = i
+		}
+	}
+	if held > o.nodes {
+		return &exitError{exitUsage, fmt.Sprintf("--nodes: %s holds %d nodes; start all of them, or choose another --data-dir", o.dataDir, held)}
+	}
+	return nil
+}
+
+func nodeName(i int) string { return fmt.Sprintf("node%d", i) }
 
 func (o *devOptions) address(p int) string { return net.JoinHostPort(devHost, strconv.Itoa(p)) }
 
@@ -122,7 +177,7 @@ func (o *devOptions) build(cmd *cobra.Command, dir string) ([]*node.Node, error)
 	var nodes []*node.Node
 	for i := range o.nodes {
 		cfg := node.Default()
-		cfg.Name = fmt.Sprintf("node%d", i+1)
+		cfg.Name = nodeName(i + 1)
 		cfg.DataDir = filepath.Join(dir, cfg.Name)
 		cfg.Listen = o.address(o.port + i)
 		cfg.ClusterListen = o.address(o.port + devClusterStep + i)
@@ -155,11 +210,15 @@ func announce(ctx context.Context, cmd *cobra.Command, nodes []*node.Node) error
 		}
 	}
 	out := cmd.OutOrStdout()
-	fmt.Fprintf(out, "%d nodes are ready:\n", len(nodes))
+	ready, push := fmt.Sprintf("%d nodes are ready:", len(nodes)), "Push to one, pull from another:"
+	if len(nodes) == 1 {
+		ready, push = "1 node is ready:", "Push to it, pull from it:"
+	}
+	fmt.Fprintln(out, ready)
 	for _, n := range nodes {
 		fmt.Fprintln(out, "  "+n.URL())
 	}
 	first, last := nodes[0].Address(), nodes[len(nodes)-1].Address()
-	fmt.Fprintf(out, "\nPush to one, pull from another:\n  printf 'FROM scratch\\nLABEL from=pier\\n' | docker build -q -t %s/hello:1 - && docker push %s/hello:1 && docker pull %s/hello:1\n\nCtrl-C stops them.\n", first, first, last)
+	fmt.Fprintf(out, "\n%s\n  printf 'FROM scratch\\nLABEL from=pier\\n' | docker build -q -t %s/hello:1 - && docker push %s/hello:1 && docker pull %s/hello:1\n\nCtrl-C stops them.\n", push, first, first, last)
 	return nil
 }

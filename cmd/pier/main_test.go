@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -31,12 +33,29 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			e.Defer(func() { _ = taken.Close() })
-			_, port, err := net.SplitHostPort(taken.Addr().String())
-			e.Setenv("TAKEN", port)
+			packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+			if err != nil {
+				return err
+			}
+			e.Defer(func() { _ = packets.Close() })
+			e.Setenv("TAKEN", strconv.Itoa(taken.Addr().(*net.TCPAddr).Port))
+			e.Setenv("TAKEN_UDP_API", strconv.Itoa(packets.LocalAddr().(*net.UDPAddr).Port-devClusterStep))
+			free, err := freePorts(3)
+			e.Setenv("FREE", strconv.Itoa(free))
 			return err
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "await-file": awaitFile},
 	})
+}
+
+// freePorts finds a port from which n in a row are free for a dev cluster.
+func freePorts(n int) (int, error) {
+	for port := 20000; port < 30000; port += n {
+		if (&devOptions{nodes: n, port: port}).checkPorts() == nil {
+			return port, nil
+		}
+	}
+	return 0, errors.New("no ports are free")
 }
 
 // await waits until the node of a data directory takes pushes.
@@ -68,5 +87,22 @@ func exitCode(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("exit code %s (%v), not %s", got, err, want)
+	}
+}
+
+// awaitFile waits until a file is there, or gone.
+func awaitFile(ts *testscript.TestScript, gone bool, args []string) {
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(ts.MkAbs(args[0])); (err != nil) == gone {
+			return
+		}
+		select {
+		case <-deadline:
+			ts.Fatalf("%s does not come", args[0])
+		case <-tick.C:
+		}
 	}
 }
