@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -159,25 +160,26 @@ func (x *Node) PushPatiently(img Image) error {
 	return x.cluster.Patiently(func() error { return x.Push(img) })
 }
 
-// Patiently does something again as long as its error is one on which clients try again.
+// PullPatiently pulls again when the node says that it can't be sure of the tag now, or is away. It takes no 404 for an answer
+// that may change.
+func (x *Node) PullPatiently(img Image) error {
+	return again(func() error { return x.Pull(img) }, ": 503 ", "EOF", "reset", "refused", "with a warning")
+}
+
+// Patiently does something again as long as its error is one on which clients that push try again.
 func (c *Cluster) Patiently(do func() error) error {
+	return again(do, ": 503 ", ": 404 ", "EOF", "reset", "refused")
+}
+
+func again(do func() error, on ...string) error {
 	deadline := time.Now().Add(patience)
 	for {
 		err := do()
-		if err == nil || time.Now().After(deadline) || !retriable(err) {
+		if err == nil || time.Now().After(deadline) || !slices.ContainsFunc(on, func(s string) bool { return strings.Contains(err.Error(), s) }) {
 			return err
 		}
 		wait(context.Background(), 50*time.Millisecond)
 	}
-}
-
-func retriable(err error) bool {
-	for _, s := range []string{": 503 ", ": 404 ", "EOF", "reset", "refused"} {
-		if strings.Contains(err.Error(), s) {
-			return true
-		}
-	}
-	return false
 }
 
 // Must ends the test when err isn't nil.
@@ -211,7 +213,7 @@ func (c *Cluster) Whole(images ...Image) {
 			continue
 		}
 		for _, img := range images {
-			c.Must(x.Pull(img))
+			c.Must(x.PullPatiently(img))
 		}
 	}
 }

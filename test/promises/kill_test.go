@@ -193,7 +193,7 @@ func TestKillTheNodeThatIsPushedTo(t *testing.T) {
 		images = append(images, img)
 		other := others(c, victim)[i%2]
 		if err == nil {
-			c.Must(c.Patiently(func() error { return other.Pull(img) }))
+			c.Must(other.PullPatiently(img))
 		}
 		c.Must(other.PushPatiently(img))
 		c.Whole(images...)

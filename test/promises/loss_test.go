@@ -68,7 +68,7 @@ func TestWipedDisk(t *testing.T) {
 				t.Error("an empty disk has the ID of the old one")
 			}
 			after := harness.NewImage("team/app", "2", 10)
-			c.Must(x.Push(after))
+			c.Must(x.PushPatiently(after))
 			c.Whole(append(pushes.stop(), img, after)...)
 			staysBuried(c, gone)
 			c.Eventually("the former self is retired", func() bool { return members(t, x) == 3 })
@@ -97,7 +97,7 @@ func TestOldDiskDoesNotVote(t *testing.T) {
 	x.RestoreDisk(disk)
 	x.Start()
 	for _, y := range others(c, x) {
-		c.Must(y.Pull(fresh))
+		c.Must(y.PullPatiently(fresh))
 	}
 	c.Eventually("the old disk catches up", func() bool { return x.Pull(fresh) == nil })
 	staysBuried(c, gone)
@@ -134,7 +134,7 @@ func TestDamagedBlobIsHealed(t *testing.T) {
 		rotten[len(rotten)/2] ^= 1
 		c.Must(os.WriteFile(x.BlobPath(d), rotten, 0o600))
 	}
-	c.Must(x.Pull(img))
+	c.Must(x.PullPatiently(img))
 	for d, data := range img.Blobs {
 		got, err := os.ReadFile(x.BlobPath(d))
 		c.Must(err)

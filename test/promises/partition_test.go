@@ -140,7 +140,7 @@ func TestBridge(t *testing.T) {
 	after := harness.NewImage("team/app", "latest", 10)
 	for _, x := range []*harness.Node{bridge, leader, mine} {
 		c.Must(x.PushPatiently(after))
-		c.Must(x.Pull(after))
+		c.Must(x.PullPatiently(after))
 	}
 	for _, x := range theirs {
 		c.Must(x.PullDigests(before))

@@ -27,7 +27,7 @@ func TestRollingRestart(t *testing.T) {
 					return
 				default:
 				}
-				if err := c.Patiently(func() error { return x.Pull(first) }); err != nil {
+				if err := x.PullPatiently(first); err != nil {
 					t.Errorf("a pull failed: %v", err)
 					return
 				}
