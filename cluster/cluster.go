@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -106,7 +108,7 @@ func (c *Cluster) open() error {
 	}
 	c.advertise = c.cfg.Advertise
 	if c.advertise == "" {
-		c.advertise = c.port.Addr()
+		c.advertise = reachable(c.port.Addr())
 	}
 	c.peers, c.control = c.newPeerTransport(), c.newPeerTransport()
 	c.reads, c.confirms = &rounds{tasks: &c.tasks, fn: c.readRound}, &rounds{tasks: &c.tasks, fn: c.confirmRound}
@@ -118,6 +120,19 @@ func (c *Cluster) open() error {
 		return err
 	}
 	return c.openRaft()
+}
+
+// reachable names this machine in the place of an address that means all of its own and nothing to others.
+func reachable(bound string) string {
+	host, number, err := net.SplitHostPort(bound)
+	if err != nil {
+		return bound
+	}
+	name, err := os.Hostname()
+	if ip := net.ParseIP(host); ip == nil || !ip.IsUnspecified() || err != nil {
+		return bound
+	}
+	return net.JoinHostPort(name, number)
 }
 
 // durable is the state's own index and term, as its newest snapshot says.

@@ -34,6 +34,8 @@ type Records interface {
 	Mark(ctx context.Context, id NodeID, away, draining bool) error
 	CreateInvite(ctx context.Context, hash []byte, expires time.Time) error
 	RedeemInvite(ctx context.Context, hash []byte) error
+	// Invited tells whether the local state has the invite.
+	Invited(hash []byte) (bool, error)
 	SetClusterID(ctx context.Context, id string) error
 	ClusterID() (string, error)
 	Nodes() ([]Record, error)
@@ -65,7 +67,7 @@ type Config struct {
 	DataDir   string
 	Name      string
 	Listen    string // host:port of the cluster port
-	Advertise string // host:port where others reach it; "" is the bound address
+	Advertise string // host:port where others reach it; "" is the bound address, or this machine's name where that is all
 	API       string // host:port that clients use, for status
 	// Join are cluster addresses of others, asked at start for a cluster to be in.
 	Join []string

@@ -298,6 +298,19 @@ func TestAFounderEmptiedWhileFormingFollows(t *testing.T) {
 	}
 }
 
+// An address that means every interface here means nothing elsewhere.
+func TestListeningOnAllIsAnnouncedByName(t *testing.T) {
+	name, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bound, want := range map[string]string{"[::]:7000": name + ":7000", "0.0.0.0:7000": name + ":7000", "10.0.0.1:7000": "10.0.0.1:7000"} {
+		if got := reachable(bound); got != want {
+			t.Errorf("%s is announced as %s", bound, got)
+		}
+	}
+}
+
 // Half of the founders must not be enough: the other half could do the same.
 func TestExpectingHalfIsRefused(t *testing.T) {
 	cfg := Config{DataDir: "x", Listen: "a:1", Advertise: "a:1", Secrets: port.Secrets{port.NewSecret()}, Join: []string{"a:1", "b:1", "c:1", "d:1"}, BootstrapExpect: 2}

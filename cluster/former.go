@@ -18,6 +18,14 @@ func (c *Cluster) isRemoved() bool {
 	return c.removed
 }
 
+// Standing is nil for a member, and says why this node is none any more, or none that others may count on.
+func (c *Cluster) Standing() error {
+	if c.isRemoved() {
+		return ErrNotMember
+	}
+	return c.bootRefused()
+}
+
 // wasRemoved takes a member's word that this node was removed: only who has seen the removal committed says so.
 func (c *Cluster) wasRemoved(by NodeID) {
 	c.mu.Lock()

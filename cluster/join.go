@@ -225,8 +225,28 @@ func (c *Cluster) Invite(ctx context.Context, ttl time.Duration) (string, time.T
 	return t.String(), expires, nil
 }
 
+// invited tells whether there is such an invite, without a word to the log: whoever reaches the port may guess.
+func (c *Cluster) invited(ctx context.Context, hash []byte) error {
+	known, err := c.records.Invited(hash)
+	if err == nil && !known {
+		if err = c.ReadIndex(ctx); err == nil { // it may have been made on another node a moment ago
+			known, err = c.records.Invited(hash)
+		}
+	}
+	if err == nil && !known {
+		err = ErrTokenUsed
+	}
+	return err
+}
+
 // admitInvited uses an invite up and takes its holder in.
 func (c *Cluster) admitInvited(ctx context.Context, r joinRequest) (joinReply, error) {
+	if _, _, err := net.SplitHostPort(r.Node.Address); err != nil {
+		return joinReply{}, fmt.Errorf("the newcomer's address: %w", err)
+	}
+	if err := c.invited(ctx, keyHash(r.Key)); err != nil {
+		return joinReply{}, err
+	}
 	if err := c.records.RedeemInvite(ctx, keyHash(r.Key)); err != nil {
 		return joinReply{}, err
 	}

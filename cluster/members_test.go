@@ -151,6 +151,14 @@ func TestInvitesWorkOnce(t *testing.T) {
 	if err := b.use(stale); !errors.Is(err, ErrTokenExpired) {
 		t.Fatalf("an expired invite: %v", err)
 	}
+	before := first.state.tries()
+	guess := newToken([]string{first.address}, h.secrets.Fingerprint(), time.Now().Add(time.Minute)).String()
+	if err := b.use(guess); !errors.Is(err, ErrTokenUsed) {
+		t.Fatalf("a guess: %v", err)
+	}
+	if after := first.state.tries(); after != before {
+		t.Fatal("a stranger's guess went through the log")
+	}
 	if err := b.use("pier-nonsense"); !errors.Is(err, ErrTokenInvalid) {
 		t.Fatalf("nonsense: %v", err)
 	}
@@ -199,6 +207,9 @@ func TestRemoveTheLeaderUnderLoad(t *testing.T) {
 	rest[0].mustPut("still", "here")
 	if _, err := propose(ctx, ldr.cluster, command{Op: "put", Key: "a"}); !errors.Is(err, ErrNotMember) {
 		t.Fatalf("a removed node's write after its restart: %v", err)
+	}
+	if err := ldr.cluster.Standing(); !errors.Is(err, ErrNotMember) {
+		t.Fatalf("a removed node's standing: %v", err)
 	}
 	if now := rest[0].cluster.Term(); now != term {
 		t.Fatalf("a removed node disturbed the cluster: term %d, was %d", now, term)

@@ -23,6 +23,7 @@ type mapState struct {
 	data     document
 	changed  chan struct{}
 	received map[string]received
+	redeems  int
 }
 
 type document struct {
@@ -132,6 +133,7 @@ func (s *mapState) change(c command, now time.Time) reply {
 	case "invite":
 		d.Invites[string(c.Hash)] = c.Expires
 	case "redeem":
+		s.redeems++
 		expires, ok := d.Invites[string(c.Hash)]
 		delete(d.Invites, string(c.Hash))
 		if !ok {
@@ -178,6 +180,13 @@ func (s *mapState) value(key string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.data.Values[key]
+}
+
+// tries is how many commands to use an invite were applied.
+func (s *mapState) tries() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.redeems
 }
 
 type nothing struct{}
@@ -307,6 +316,12 @@ func (r *mapRecords) CreateInvite(ctx context.Context, hash []byte, expires time
 }
 func (r *mapRecords) RedeemInvite(ctx context.Context, hash []byte) error {
 	return r.do(ctx, command{Op: "redeem", Hash: hash})
+}
+func (r *mapRecords) Invited(hash []byte) (bool, error) {
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	_, ok := r.state.data.Invites[string(hash)]
+	return ok, nil
 }
 func (r *mapRecords) SetClusterID(ctx context.Context, id string) error {
 	return r.do(ctx, command{Op: "cluster", Value: id})

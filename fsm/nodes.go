@@ -107,6 +107,16 @@ func (r RedeemInvite) apply(c *change) (Answer, error) {
 	return InviteAnswer{}, nil
 }
 
+// Invited tells whether an invite with this hash waits to be used.
+func (s *State) Invited(hash []byte) (bool, error) {
+	var found bool
+	err := s.view(func(tx *bolt.Tx) error {
+		found = tx.Bucket(bucketInvites).Get(hash) != nil
+		return nil
+	})
+	return found, err
+}
+
 func (s SetSetting) apply(c *change) (Answer, error) {
 	if err := checkID(s.Key); err != nil {
 		return nil, err

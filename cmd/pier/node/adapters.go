@@ -69,6 +69,8 @@ func (r *records) RedeemInvite(ctx context.Context, hash []byte) error {
 	return err
 }
 
+func (r *records) Invited(hash []byte) (bool, error) { return r.state.Invited(hash) }
+
 const clusterIDKey = "cluster_id"
 
 func (r *records) SetClusterID(ctx context.Context, id string) error {

@@ -142,6 +142,10 @@ func (i *instance) ready(push bool) error {
 	default:
 		return errors.New("this node has not joined its cluster yet")
 	}
+	standing := i.cluster.Standing()
+	if errors.Is(standing, cluster.ErrNotMember) || push && standing != nil {
+		return standing
+	}
 	if !push {
 		return nil
 	}
