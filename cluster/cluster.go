@@ -58,8 +58,7 @@ type Cluster struct {
 
 	mu        sync.Mutex
 	identity  identity
-	removed   bool            // by the others' word
-	before    map[NodeID]bool // members of the last committed configuration
+	removed   bool // by the others' word
 	complaint string
 }
 

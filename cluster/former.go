@@ -68,7 +68,7 @@ func (c *Cluster) noteMembers() error {
 		members[NodeID(s.ID)] = true
 	}
 	c.mu.Lock()
-	before, member := c.before, c.identity.Member
+	before, member := c.identity.Members, c.identity.Member
 	c.mu.Unlock()
 	if maps.Equal(before, members) && member {
 		return nil
@@ -80,7 +80,7 @@ func (c *Cluster) noteMembers() error {
 		}
 	}
 	err := c.remember(func(id *identity) {
-		id.Member = true
+		id.Member, id.Members = true, members
 		for _, g := range gone {
 			id.Removed[g] = true
 		}
@@ -88,9 +88,6 @@ func (c *Cluster) noteMembers() error {
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.before = members
-	c.mu.Unlock()
 	for _, g := range gone {
 		c.port.Drop(g)
 	}

@@ -59,6 +59,8 @@ type identity struct {
 	Peers []string `json:"peers,omitempty"`
 	// Member says that a log of a cluster has been here: an identity without its log has forgotten its votes.
 	Member bool `json:"member,omitempty"`
+	// Members are those of the last committed configuration that this node saw: who is in the next one no more was removed.
+	Members map[NodeID]bool `json:"members,omitempty"`
 	// Removed are former members, which are refused for ever: an ID is never used again.
 	Removed map[NodeID]bool `json:"removed,omitempty"`
 	// Left says that the node left its cluster, and must not start as a member again.

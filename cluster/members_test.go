@@ -450,6 +450,28 @@ func TestARemovedNodeIsNoNewcomer(t *testing.T) {
 	}
 }
 
+// A removal that happened while a node was away is known to it as well.
+func TestARemovalIsKnownToWhoWasAway(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(4)
+	ldr := leader(t, nodes)
+	gone, away := others(nodes, ldr)[0], others(nodes, ldr)[1]
+	id := gone.cluster.ID()
+	away.kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	if err := ldr.cluster.Remove(ctx, id, true); err != nil {
+		t.Fatal(err)
+	}
+	away.start()
+	eventually(t, func() error {
+		if !away.cluster.former(id) {
+			return errors.New("a removed node passes for a stranger")
+		}
+		return nil
+	})
+}
+
 func TestStrangersAreRefused(t *testing.T) {
 	h := newHouse(t)
 	nodes := h.formed(3)
