@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -164,6 +165,42 @@ func TestInvitesWorkOnce(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(b.dir, secretFile)); !errors.Is(err, os.ErrNotExist) {
 		t.Fatal("a refused node got the secret")
+	}
+}
+
+// A crash at any step of the switch leaves the old node or the new one, and the next start finishes it.
+func TestJoiningOutlivesACrashAtEachStep(t *testing.T) {
+	old := identity{ID: "old", Boot: boot{Epoch: 7, Nonce: "x"}, Member: true}
+	next := staged{Identity: identity{ID: "new", Peers: []string{"a:1"}}, Secrets: port.Secrets{port.NewSecret()}}
+	steps := []func(dir string) error{
+		func(string) error { return nil },
+		func(dir string) error { return os.Remove(filepath.Join(dir, logFile)) },
+		func(dir string) error { return writeIdentity(dir, next.Identity) },
+		func(dir string) error { return port.SaveSecrets(filepath.Join(dir, secretFile), next.Secrets) },
+	}
+	for crash := range len(steps) + 1 {
+		dir := t.TempDir()
+		err := errors.Join(writeIdentity(dir, old), os.WriteFile(filepath.Join(dir, logFile), []byte("old"), 0o600),
+			port.SaveSecrets(filepath.Join(dir, secretFile), port.Secrets{port.NewSecret()}), os.WriteFile(filepath.Join(dir, stagedFile+".next"), []byte("half"), 0o600))
+		want := old.ID
+		if crash > 0 {
+			err, want = errors.Join(err, stage(dir, next)), next.Identity.ID
+		}
+		for _, step := range steps[:crash] {
+			err = errors.Join(err, step(dir))
+		}
+		if err = errors.Join(err, FinishJoin(dir)); err != nil {
+			t.Fatal(err)
+		}
+		id, err := loadIdentity(dir)
+		if err != nil || id.ID != want {
+			t.Fatalf("after step %d the node is %s, %v", crash, id.ID, err)
+		}
+		secrets, err := port.LoadSecrets(filepath.Join(dir, secretFile))
+		_, logErr := os.Stat(filepath.Join(dir, logFile))
+		if fresh := err == nil && bytes.Equal(secrets[0], next.Secrets[0]); fresh != (want == "new") || errors.Is(logErr, os.ErrNotExist) != fresh {
+			t.Fatalf("after step %d: new secret %t, log %v, %v", crash, fresh, logErr, err)
+		}
 	}
 }
 

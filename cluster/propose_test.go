@@ -258,6 +258,52 @@ func TestAOneWayCutDoesNotStopTheMajority(t *testing.T) {
 	})
 }
 
+// A follower that can't reach the leader, but is reached by it, goes on following.
+func TestAFollowerThatCannotBeHeardDisturbsNobody(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	ldr := leader(t, nodes)
+	mute := others(nodes, ldr)[0]
+	term := ldr.cluster.Term()
+	h.net.cutOneWay([]*member{mute}, []*member{ldr})
+	for i := range 100 {
+		ldr.mustPut(fmt.Sprint(i), "x")
+	}
+	eventually(t, func() error {
+		if v := mute.state.value("99"); v != "x" {
+			return fmt.Errorf("the mute one has %q", v)
+		}
+		return nil
+	})
+	others(nodes, mute)[1].mustPut("more", "x")
+	if now := ldr.cluster.Term(); now != term {
+		t.Fatalf("the mute node forced an election: term %d, was %d", now, term)
+	}
+	h.net.heal()
+	mute.mustPut("healed", "x")
+}
+
+// A leader that reaches nobody gives up, though the others reach it.
+func TestALeaderThatReachesNobodyIsReplaced(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	ldr := leader(t, nodes)
+	rest := others(nodes, ldr)
+	ldr.mustPut("a", "1")
+	h.net.cutOneWay([]*member{ldr}, rest)
+	leader(t, rest)
+	rest[0].mustPut("a", "2")
+	rest[1].mustGet("a", "2")
+	eventually(t, func() error { // its log still comes to it
+		if v := ldr.state.value("a"); v != "2" {
+			return fmt.Errorf("the former leader has %q", v)
+		}
+		return nil
+	})
+	h.net.heal()
+	ldr.mustGet("a", "2")
+}
+
 // The log is cut by bytes where its entries are large.
 func TestTheLogIsBoundedByBytes(t *testing.T) {
 	h := newHouse(t)
