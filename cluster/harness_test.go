@@ -29,10 +29,12 @@ type house struct {
 	net     *wires
 	guard   *blobGuard
 	nodes   []*member
+
+	raftTimeout time.Duration
 }
 
 func newHouse(t testing.TB) *house {
-	return &house{t: t, secrets: port.Secrets{port.NewSecret()}, net: newWires(), guard: &blobGuard{only: map[NodeID][]string{}}}
+	return &house{t: t, secrets: port.Secrets{port.NewSecret()}, net: newWires(), guard: &blobGuard{only: map[NodeID][]string{}}, raftTimeout: 300 * time.Millisecond}
 }
 
 // member is one node: its disk outlives its lives.
@@ -118,7 +120,7 @@ func (m *member) config() Config {
 	}
 	cfg := Config{
 		DataDir: m.dir, Name: m.name, Listen: m.address, API: "api-" + m.name, Secrets: m.secrets, Network: m.house.net.of(m.address),
-		RaftTimeout: 300 * time.Millisecond, VoterDelay: 300 * time.Millisecond, SnapshotInterval: 200 * time.Millisecond,
+		RaftTimeout: m.house.raftTimeout, VoterDelay: 300 * time.Millisecond, SnapshotInterval: 200 * time.Millisecond,
 		Version: "test", Level: 1, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("node", m.name),
 		Fatal: func(err error) {
 			select {

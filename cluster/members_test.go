@@ -238,7 +238,6 @@ func TestRemoveTheLeaderUnderLoad(t *testing.T) {
 		}
 		return nil
 	})
-	term := rest[0].cluster.Term()
 	ldr.stop()
 	ldr.start()
 	rest[0].mustPut("still", "here")
@@ -248,8 +247,14 @@ func TestRemoveTheLeaderUnderLoad(t *testing.T) {
 	if err := ldr.cluster.Standing(); !errors.Is(err, ErrNotMember) {
 		t.Fatalf("a removed node's standing: %v", err)
 	}
-	if now := rest[0].cluster.Term(); now != term {
-		t.Fatalf("a removed node disturbed the cluster: term %d, was %d", now, term)
+	// Terms prove nothing here, since a busy machine elects for itself: neither may it ask for votes, nor would it be heard.
+	if ldr.cluster.Voting() {
+		t.Fatal("a removed node takes part in elections")
+	}
+	for _, m := range rest {
+		if err := m.cluster.admit(port.ProtoRaft, gone); !errors.Is(err, ErrNotMember) {
+			t.Fatalf("%s hears a removed node: %v", m.name, err)
+		}
 	}
 }
 

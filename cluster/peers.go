@@ -175,7 +175,8 @@ func (c *Cluster) ask(ctx context.Context, id NodeID, method, path string, in, o
 func (c *Cluster) askAddress(ctx context.Context, address, method, path string, in, out any) error {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	t := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	// A call that was given up may still be busy when the idle ones are closed.
+	t := &http.Transport{Protocols: protocols, IdleConnTimeout: time.Second, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return c.port.Dial(ctx, port.ProtoPeer, "", address)
 	}}
 	defer t.CloseIdleConnections()
