@@ -122,7 +122,7 @@ func (a *API) getBlob(w http.ResponseWriter, r *http.Request, rt route) error {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", b.Size))
 		return err
 	}
-	src, err := a.blobs.Open(r.Context(), b)
+	src, err := a.blobs.Open(r.Context(), b, part.start+part.length)
 	if err != nil {
 		return fmt.Errorf("open blob %s: %w", b.Digest, err)
 	}

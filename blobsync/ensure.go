@@ -3,21 +3,30 @@ package blobsync
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// Ensure returns once every blob has as many verified, durable copies as a push must have. It asks each peer once, joins
-// fetches under way, and needs no answer of a dead peer while the others suffice. A *ShortError after the time that the
-// configuration gives.
+// ensureAtOnce bounds the fetches that pushes wait for, all pushes together.
+const ensureAtOnce = 64
+
+// Ensure returns once every blob has as many verified, durable copies as a push must have, on nodes that are to hold it. It
+// asks each peer once, and again when one breaks off, joins fetches under way, and needs no answer of a dead peer while the
+// others suffice. A *ShortError after the time that the configuration gives.
 func (s *Sync) Ensure(ctx context.Context, blobs []Blob) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.EnsureTimeout)
+	var asked sync.WaitGroup
+	defer asked.Wait()
 	defer cancel()
 	nodes := s.peers.Nodes()
 	need := make(map[digest.Digest]int, len(blobs))
@@ -29,16 +38,13 @@ func (s *Sync) Ensure(ctx context.Context, blobs []Blob) error {
 		}
 		holders := s.holders(b.Digest, nodes)
 		need[b.Digest] = s.copies(len(holders))
-		if !slices.Contains(holders, b.Origin) && b.Origin != "" {
-			holders = append(holders, b.Origin) // its copy is as good as another until it is handed over
-		}
 		for _, id := range holders {
 			lists[id] = append(lists[id], b)
 		}
 	}
 	copies := make(chan digest.Digest, 64)
 	for id, list := range lists {
-		go s.ensureOn(ctx, id, list, copies)
+		asked.Go(func() { s.ensureOn(ctx, id, list, copies) })
 	}
 	short := len(need)
 	for short > 0 {
@@ -61,40 +67,87 @@ func (s *Sync) Ensure(ctx context.Context, blobs []Blob) error {
 	return nil
 }
 
-// ensureOn reports each blob of the list as the node comes to have it. It ends with ctx.
+// ensureOn reports each blob of the list once, as the node comes to have it. What fails is tried again until ctx ends.
 func (s *Sync) ensureOn(ctx context.Context, id NodeID, list []Blob, copies chan<- digest.Digest) {
+	left := make(map[digest.Digest]bool, len(list))
+	for _, b := range list {
+		left[b.Digest] = true
+	}
 	report := func(d digest.Digest) {
+		if !left[d] {
+			return // a node is one copy, however often it says so
+		}
+		delete(left, d)
 		select {
 		case copies <- d:
 		case <-ctx.Done():
 		}
 	}
-	if id == s.peers.Self() {
-		s.ensureHere(ctx, list, report)
-		return
-	}
-	if err := s.ensureThere(ctx, id, list, report); err != nil && ctx.Err() == nil {
-		s.cfg.Logger.Debug("a node can't say that it has what was pushed", "peer", id, "err", err)
+	for pause := firstPause; ; pause = min(2*pause, lastEnsurePause) {
+		if id == s.peers.Self() {
+			s.ensureHere(ctx, list, report)
+		} else if err := s.ensureThere(ctx, id, list, report); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Debug("a node can't say that it has what was pushed", "peer", id, "err", err)
+		}
+		list = slices.DeleteFunc(list, func(b Blob) bool { return !left[b.Digest] })
+		if len(list) == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
 	}
 }
 
-// ensureHere fetches all of the list at once, and tells of each when it is here.
+// ensureHere fetches the list, the smallest first, and tells of each when it is here.
 func (s *Sync) ensureHere(ctx context.Context, list []Blob, report func(digest.Digest)) {
-	done := make(chan digest.Digest, len(list))
-	for _, b := range list {
-		go func() {
-			if err := s.fetch(ctx, b); err != nil {
-				done <- ""
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	defer work.Wait()
+	tell := func(d digest.Digest) {
+		mu.Lock()
+		defer mu.Unlock()
+		report(d)
+	}
+	for _, b := range slices.SortedFunc(slices.Values(list), func(a, b Blob) int { return cmp.Compare(a.Size, b.Size) }) {
+		if s.has(b) {
+			tell(b.Digest)
+			continue
+		}
+		f, leave := s.underWay(b.Digest), func() {}
+		if f == nil {
+			select {
+			case s.hurried <- struct{}{}:
+				leave = func() { <-s.hurried }
+			case <-ctx.Done():
 				return
 			}
-			done <- b.Digest
-		}()
+		}
+		work.Go(func() {
+			err := s.fetchNow(ctx, b, f)
+			leave()
+			if err == nil {
+				tell(b.Digest)
+			}
+		})
 	}
-	for range list {
-		if d := <-done; d != "" {
-			report(d)
+}
+
+// fetchNow waits for a fetch, one under way or a new one, that goes before those that nobody waits for.
+func (s *Sync) fetchNow(ctx context.Context, b Blob, f *flight) error {
+	if f == nil {
+		if s.has(b) {
+			return nil
+		}
+		var err error
+		if f, err = s.board(b); err != nil {
+			return err
 		}
 	}
+	f.urgent.Store(true)
+	return f.wait(ctx)
 }
 
 func (s *Sync) ensureThere(ctx context.Context, id NodeID, list []Blob, report func(digest.Digest)) error {
@@ -174,13 +227,18 @@ func (s *Sync) askHave(ctx context.Context, id NodeID, blobs []Blob) ([]digest.D
 	if id == s.peers.Self() {
 		return s.have(blobs), nil
 	}
+	return s.askList(ctx, id, "has", blobs)
+}
+
+// askList asks a node for those of the blobs of which something is true there.
+func (s *Sync) askList(ctx context.Context, id NodeID, what string, blobs []Blob) ([]digest.Digest, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.IdleTimeout)
 	defer cancel()
 	data, err := json.Marshal(blobs)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://%s/blobs/has", id), bytes.NewReader(data))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, fmt.Sprintf("http://%s/blobs/%s", id, what), bytes.NewReader(data))
 	if err != nil {
 		return nil, err
 	}
@@ -193,13 +251,13 @@ func (s *Sync) askHave(ctx context.Context, id NodeID, blobs []Blob) ([]digest.D
 		return nil, errors.New("answered " + resp.Status)
 	}
 	var out []digest.Digest
-	return out, json.NewDecoder(resp.Body).Decode(&out)
+	return out, json.NewDecoder(io.LimitReader(resp.Body, maxList)).Decode(&out)
 }
 
 func (s *Sync) have(blobs []Blob) []digest.Digest {
 	out := []digest.Digest{}
 	for _, b := range blobs {
-		if size, err := s.store.Stat(b.Digest); err == nil && size == b.Size {
+		if s.has(b) {
 			out = append(out, b.Digest)
 		}
 	}

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pier/blobsync/store"
@@ -20,7 +20,8 @@ type flight struct {
 	blob    Blob
 	partial *store.Partial
 	done    chan struct{}
-	err     error // set before done is closed
+	err     error       // set before done is closed
+	urgent  atomic.Bool // somebody waits for it
 
 	mu      sync.Mutex
 	readers int
@@ -53,13 +54,29 @@ func (f *flight) closeIdle() {
 
 // fetch returns nil once the blob is on this disk.
 func (s *Sync) fetch(ctx context.Context, b Blob) error {
-	if _, err := s.store.Stat(b.Digest); err == nil {
+	if s.has(b) {
 		return nil
 	}
 	f, err := s.board(b)
 	if err != nil {
 		return err
 	}
+	return f.wait(ctx)
+}
+
+// has tells whether the blob is on this disk. A file of another size is verified, which takes it out of the way.
+func (s *Sync) has(b Blob) bool {
+	size, err := s.store.Stat(b.Digest)
+	if err == nil && size != b.Size {
+		if f, err := s.store.Open(b.Digest); err == nil {
+			_ = f.Close()
+		}
+	}
+	return err == nil && size == b.Size
+}
+
+// wait returns with the end of the flight, and releases it.
+func (f *flight) wait(ctx context.Context) error {
 	defer f.release()
 	select {
 	case <-ctx.Done():
@@ -92,20 +109,29 @@ func (s *Sync) board(b Blob) (*flight, error) {
 
 // fly tries the holders one after the other; each goes on where the one before stopped.
 func (s *Sync) fly(ctx context.Context, f *flight) {
-	err := s.collect(ctx, f)
+	from, err := s.collect(ctx, f)
 	if err == nil {
 		err = f.partial.Finish()
 	}
+	if damaged := (*DamagedError)(nil); errors.As(err, &damaged) {
+		for _, id := range from {
+			s.cfg.Logger.Warn("a fetch brought wrong bytes", "digest", f.blob.Digest, "peer", id)
+			s.trust.lied(id, time.Now())
+		}
+	}
 	s.mu.Lock()
+	f.partial.End(err) // what it keeps of the hash is for the next flight
 	delete(s.flights, f.blob.Digest)
 	s.mu.Unlock()
 	f.err = err
-	f.partial.End(err)
 	close(f.done)
 	f.mu.Lock()
 	f.ended = true
 	f.closeIdle()
 	f.mu.Unlock()
+	if err == nil && s.cfg.Replicas > 0 {
+		s.consider(f.blob, s.peers.Nodes()) // a copy that only passed through is to go again
+	}
 	if err != nil && ctx.Err() == nil {
 		s.cfg.Logger.Debug("a fetch ended", "digest", f.blob.Digest, "err", err)
 	}
@@ -117,14 +143,15 @@ type source struct {
 	join bool
 }
 
-// sources lists the peers to try. Only nodes earlier in the chain are asked to join in, so no two wait for each other.
+// sources lists the peers to try: those that seem to be up and didn't fail lately, then the rest. Only nodes earlier in
+// the chain are asked to join in, so no two wait for each other.
 func (s *Sync) sources(b Blob) []source {
-	nodes := s.peers.Nodes()
+	nodes, now := s.peers.Nodes(), time.Now()
 	order := chain(b, nodes)
 	me := slices.Index(order, s.peers.Self())
 	up := make(map[NodeID]bool, len(nodes))
 	for _, n := range nodes {
-		up[n.ID] = n.Up
+		up[n.ID] = n.Up && !s.trust.doubtful(n.ID, now)
 	}
 	var live, doubtful []source
 	add := func(id NodeID, join bool) {
@@ -143,67 +170,54 @@ func (s *Sync) sources(b Blob) []source {
 	return append(live, doubtful...)
 }
 
-func (s *Sync) collect(ctx context.Context, f *flight) error {
+// collect brings all of the bytes, and says from whom.
+func (s *Sync) collect(ctx context.Context, f *flight) (from []NodeID, err error) {
 	if err := f.partial.Resume(ctx); err != nil || f.partial.Size() == f.blob.Size {
-		return err
+		return nil, err
+	}
+	if err := s.store.Room(f.blob.Size - f.partial.Size()); err != nil {
+		return nil, err // before anything is sent for nothing
 	}
 	var failed []error
 	for _, src := range s.sources(f.blob) {
+		before := f.partial.Size()
 		err := s.pull(ctx, f, src)
+		if f.partial.Size() > before {
+			from = append(from, src.id)
+		}
 		if err == nil {
-			return nil
+			s.trust.worked(src.id, time.Now())
+			return from, nil
 		}
 		if errors.Is(err, store.ErrNoSpace) || ctx.Err() != nil {
-			return err
+			return from, err
+		}
+		if !errors.Is(err, errNotThere) && !errors.Is(err, io.EOF) {
+			s.trust.failed(src.id, time.Now())
 		}
 		failed = append(failed, fmt.Errorf("%s: %w", src.id, err))
 	}
-	return fmt.Errorf("%w: %w", ErrNoHolder, errors.Join(failed...))
+	return from, fmt.Errorf("%w: %w", ErrNoHolder, errors.Join(failed...))
 }
 
-// pull fetches what is missing from one peer. A peer that sends nothing for the idle time is given up.
+// pull fetches what is missing from one peer.
 func (s *Sync) pull(ctx context.Context, f *flight, src source) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	idle := time.AfterFunc(s.cfg.IdleTimeout, cancel)
-	defer idle.Stop()
-	url := fmt.Sprintf("http://%s/blobs/%s", src.id, f.blob.Digest)
-	if src.join {
-		url += "?join=1"
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	from, err := s.request(ctx, src, f.blob, f.partial.Size())
 	if err != nil {
 		return err
 	}
-	offset := f.partial.Size()
-	req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
-	resp, err := s.peers.Transport().RoundTrip(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
-		return fmt.Errorf("answered %s", resp.Status)
-	}
-	if resp.StatusCode == http.StatusOK && offset > 0 {
-		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
-			return err
-		}
-	}
+	defer func() { _ = from.Close() }()
 	buf := make([]byte, copyBuffer)
 	for f.partial.Size() < f.blob.Size {
-		n, err := resp.Body.Read(buf)
-		if n > 0 {
-			idle.Reset(s.cfg.IdleTimeout)
-			s.fetched.Add(int64(n))
-			if s.limit != nil {
-				if err := s.limit.WaitN(ctx, n); err != nil {
-					return err
-				}
-			}
-			if _, err := f.partial.Write(buf[:n]); err != nil {
+		n, err := from.Read(buf[:min(s.turn(f), f.blob.Size-f.partial.Size())])
+		s.fetched.Add(int64(n))
+		if n > 0 && s.limit != nil {
+			if err := s.limit.WaitN(ctx, n); err != nil {
 				return err
 			}
+		}
+		if _, err := f.partial.Write(buf[:n]); err != nil {
+			return err
 		}
 		if err != nil && f.partial.Size() < f.blob.Size {
 			return err
@@ -212,41 +226,11 @@ func (s *Sync) pull(ctx context.Context, f *flight, src source) error {
 	return nil
 }
 
-// handOver lets go of what this node holds without being meant to, once those that are have it.
-func (s *Sync) handOver(ctx context.Context) {
-	if s.cfg.Replicas == 0 {
-		return
+// turn is how much a flight takes at a time. Under a rate limit turns come round in order, so one that nobody waits for
+// takes little of it.
+func (s *Sync) turn(f *flight) int64 {
+	if s.limit != nil && !f.urgent.Load() {
+		return copyBuffer / 8
 	}
-	since, after := uint64(0), Blob{}.Digest
-	for {
-		page, more, err := s.index.Wanted(since, after, pageSize)
-		if err != nil {
-			return
-		}
-		nodes := s.peers.Nodes()
-		for _, b := range page {
-			since, after = b.Since, b.Digest
-			if _, err := s.store.Stat(b.Digest); err != nil || s.mine(b, nodes) {
-				continue
-			}
-			if s.heldBy(ctx, b, s.holders(b.Digest, nodes)) {
-				if err := s.store.Release(b.Digest); err != nil {
-					s.cfg.Logger.Warn("can't let go of a blob", "digest", b.Digest, "err", err)
-				}
-			}
-		}
-		if !more || ctx.Err() != nil {
-			return
-		}
-	}
-}
-
-func (s *Sync) heldBy(ctx context.Context, b Blob, ids []NodeID) bool {
-	for _, id := range ids {
-		have, err := s.askHave(ctx, id, []Blob{b})
-		if err != nil || len(have) == 0 {
-			return false
-		}
-	}
-	return len(ids) > 0
+	return copyBuffer
 }

@@ -26,6 +26,7 @@ type grid struct {
 	mu    sync.Mutex
 	blobs []Blob
 	moved chan struct{}
+	whole atomic.Int64 // how often all of it was read
 	nodes []*gridNode
 	bps   int // bytes per second that a node can send; 0: no limit
 }
@@ -40,6 +41,13 @@ type gridNode struct {
 	down   atomic.Bool
 	rotten atomic.Bool  // what it sends is wrong
 	breaks atomic.Int64 // its answers end after as many bytes, when above zero
+	drips  atomic.Bool  // it sends byte by byte
+	gets   atomic.Int64 // requests for blobs that it answered
+	looks  atomic.Int64 // how often it was asked who there is
+
+	reserve int64                                             // of its disk
+	marks   atomic.Pointer[map[NodeID]Node]                   // what it alone thinks of the others
+	answer  func(w http.ResponseWriter, r *http.Request) bool // in its place, when it returns true
 }
 
 func newGrid(t testing.TB, n int, cfg Config, bps int) *grid {
@@ -60,7 +68,7 @@ func newGrid(t testing.TB, n int, cfg Config, bps int) *grid {
 func (x *gridNode) build(cfg Config) {
 	t := x.grid.t
 	var err error
-	if x.store, err = store.Open(store.Config{Dir: t.TempDir(), ReserveBytes: 1}); err != nil {
+	if x.store, err = store.Open(store.Config{Dir: t.TempDir(), ReserveBytes: max(x.reserve, 1)}); err != nil {
 		t.Fatal(err)
 	}
 	if x.Sync, err = New(cfg, x.store, x.grid, x); err != nil {
@@ -70,7 +78,13 @@ func (x *gridNode) build(cfg Config) {
 		x.sent = rate.NewLimiter(rate.Limit(x.grid.bps), 1<<20)
 	}
 	x.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		x.Handler().ServeHTTP(&wire{ResponseWriter: w, node: x, blob: r.Method == http.MethodGet}, r)
+		if x.answer != nil && x.answer(w, r) {
+			return
+		}
+		if r.Method == http.MethodGet {
+			x.gets.Add(1)
+		}
+		x.Handler().ServeHTTP(&wire{ResponseWriter: w, node: x, blob: r.Method == http.MethodGet, gone: r.Context().Done()}, r)
 	}))
 }
 
@@ -95,6 +109,7 @@ type wire struct {
 	http.ResponseWriter
 	node *gridNode
 	blob bool
+	gone <-chan struct{}
 	n    int64
 }
 
@@ -105,6 +120,16 @@ func (w *wire) Write(p []byte) (int, error) {
 	if w.blob {
 		if x.rotten.Load() {
 			p = bytes.Repeat([]byte{'!'}, len(p))
+		}
+		for x.drips.Load() && len(p) > 1 {
+			select {
+			case <-w.gone:
+				panic(http.ErrAbortHandler)
+			case <-time.After(10 * time.Millisecond):
+			}
+			_, _ = w.ResponseWriter.Write(p[:1])
+			_ = http.NewResponseController(w.ResponseWriter).Flush()
+			p = p[1:]
 		}
 		if n := x.breaks.Load(); n > 0 && w.n+int64(len(p)) > n {
 			panic(http.ErrAbortHandler)
@@ -134,8 +159,13 @@ func (x *gridNode) Self() NodeID { return x.id }
 func (x *gridNode) Nodes() []Node {
 	var out []Node
 	for _, y := range x.grid.members() {
-		out = append(out, Node{ID: y.id, Up: !y.down.Load()})
+		n := Node{ID: y.id, Up: !y.down.Load()}
+		if marks := x.marks.Load(); marks != nil {
+			n.Away, n.Draining = (*marks)[y.id].Away, (*marks)[y.id].Draining
+		}
+		out = append(out, n)
 	}
+	x.looks.Add(1)
 	return out
 }
 
@@ -170,6 +200,9 @@ func (g *grid) Wanted(since uint64, after digest.Digest, n int) ([]Blob, bool, e
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var out []Blob
+	if since == 0 {
+		g.whole.Add(1)
+	}
 	for _, b := range g.blobs {
 		if b.Since > since || b.Since == since && b.Digest > after {
 			out = append(out, b)
@@ -216,7 +249,7 @@ func (g *grid) link(b Blob) Blob {
 	return b
 }
 
-func (x *gridNode) has(b Blob) bool {
+func (x *gridNode) holds(b Blob) bool {
 	_, err := x.store.Stat(b.Digest)
 	return err == nil
 }
@@ -228,7 +261,7 @@ func (x *gridNode) arrives(b Blob) {
 	late := time.After(30 * time.Second)
 	for {
 		changed := x.store.Changed()
-		if x.has(b) {
+		if x.holds(b) {
 			return
 		}
 		select {
@@ -240,7 +273,7 @@ func (x *gridNode) arrives(b Blob) {
 }
 
 func (x *gridNode) read(b Blob) ([]byte, error) {
-	r, err := x.Open(context.Background(), b)
+	r, err := x.Open(context.Background(), b, b.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package blobsync
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,6 +24,7 @@ func (s *Sync) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /blobs/{digest}", s.serveBlob)
 	mux.HandleFunc("POST /blobs/has", s.serveHas)
+	mux.HandleFunc("POST /blobs/keeps", s.serveKeeps)
 	mux.HandleFunc("POST /blobs/ensure", s.serveEnsure)
 	return mux
 }
@@ -30,6 +32,12 @@ func (s *Sync) Handler() http.Handler {
 func (s *Sync) serveHas(w http.ResponseWriter, r *http.Request) {
 	if list, ok := readList(w, r); ok {
 		_ = json.NewEncoder(w).Encode(s.have(list))
+	}
+}
+
+func (s *Sync) serveKeeps(w http.ResponseWriter, r *http.Request) {
+	if list, ok := readList(w, r); ok {
+		_ = json.NewEncoder(w).Encode(s.keeps(list))
 	}
 }
 
@@ -59,7 +67,9 @@ func (s *Sync) serveEnsure(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// serveBlob sends a blob, from disk or as it comes. With join=1 a node that has it not begins to fetch it.
+// serveBlob sends a blob, from disk or as it comes. With join=1 the peer comes later in the chain: it may follow this
+// node's fetch, and a node that has it not begins to. To others only what is there already is sent: two nodes that follow
+// each other would both wait.
 func (s *Sync) serveBlob(w http.ResponseWriter, r *http.Request) {
 	d := digest.Digest(r.PathValue("digest"))
 	if d.Validate() != nil {
@@ -72,8 +82,10 @@ func (s *Sync) serveBlob(w http.ResponseWriter, r *http.Request) {
 		s.sendFile(w, r, f)
 		return
 	}
+	s.mend(d, err)
+	join := r.URL.Query().Get("join") != ""
 	fl := s.underWay(d)
-	if fl == nil && r.URL.Query().Get("join") != "" {
+	if fl == nil && join {
 		fl = s.joinFetch(d)
 	}
 	if fl == nil {
@@ -81,7 +93,22 @@ func (s *Sync) serveBlob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer fl.release()
-	s.sendGrowing(w, r, fl)
+	end := fl.blob.Size
+	if !join {
+		end = fl.partial.Size()
+	}
+	s.sendGrowing(w, r, fl, end)
+}
+
+// mend has a damaged blob fetched again.
+func (s *Sync) mend(d digest.Digest, err error) {
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) {
+		return
+	}
+	if b, err := s.index.Blob(d); err == nil {
+		s.consider(b, s.peers.Nodes())
+	}
 }
 
 func (s *Sync) sendFile(w http.ResponseWriter, r *http.Request, f *os.File) {
@@ -124,27 +151,27 @@ func (s *Sync) joinFetch(d digest.Digest) *flight {
 }
 
 // sendGrowing follows a fetch. The peer checks the digest itself, so it gets bytes as they come.
-func (s *Sync) sendGrowing(w http.ResponseWriter, r *http.Request, f *flight) {
+func (s *Sync) sendGrowing(w http.ResponseWriter, r *http.Request, f *flight, end int64) {
 	at := rangeStart(r)
-	if at > f.blob.Size {
-		http.Error(w, "beyond the end", http.StatusRequestedRangeNotSatisfiable)
+	if at >= end {
+		http.Error(w, "not that far yet", http.StatusNotFound)
 		return
 	}
 	if _, _, err := f.partial.WaitFor(r.Context(), at); err != nil {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return
 	}
-	w.Header().Set("Content-Length", strconv.FormatInt(f.blob.Size-at, 10))
-	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", at, f.blob.Size-1, f.blob.Size))
+	w.Header().Set("Content-Length", strconv.FormatInt(end-at, 10))
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", at, end-1, f.blob.Size))
 	w.WriteHeader(http.StatusPartialContent)
 	flush := http.NewResponseController(w)
 	buf := make([]byte, copyBuffer)
-	for at < f.blob.Size {
+	for at < end {
 		have, _, err := f.partial.WaitFor(r.Context(), at)
 		if err != nil || have <= at {
 			panic(http.ErrAbortHandler) // the agreed way to break a body that can't be finished
 		}
-		n, err := f.partial.ReadAt(buf[:min(int64(len(buf)), have-at)], at)
+		n, err := f.partial.ReadAt(buf[:min(int64(len(buf)), have-at, end-at)], at)
 		if n == 0 && err != nil {
 			panic(http.ErrAbortHandler)
 		}

@@ -3,6 +3,7 @@ package blobsync
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/opencontainers/go-digest"
@@ -13,54 +14,80 @@ import (
 // heldBack is how much of a blob a client doesn't get before the whole is verified.
 const heldBack = 64 << 10
 
-// Open gives a blob's content: the file itself when it is on this disk, else a reader that follows its fetch. A damaged
-// file is replaced from a peer first. ErrNoHolder when nobody who can be reached has it.
-func (s *Sync) Open(ctx context.Context, b Blob) (io.ReadSeekCloser, error) {
+// Open gives a blob's content: the file itself when it is on this disk, else a reader that follows its fetch, or passes by
+// a full disk. The reader stops at end, and gives the last bytes before it only after verification. A damaged file is
+// replaced from a peer first. ErrNoHolder when nobody who can be reached has it.
+func (s *Sync) Open(ctx context.Context, b Blob, end int64) (io.ReadSeekCloser, error) {
 	f, err := s.store.Open(b.Digest)
 	if err == nil {
 		return f, nil
 	}
+	s.mend(b.Digest, err)
 	var damaged *store.DamagedError
 	if !errors.Is(err, store.ErrUnknown) && !errors.As(err, &damaged) {
+		return nil, err
+	}
+	for range s.peers.Nodes() {
+		r, err := s.follow(ctx, b, end)
+		switch {
+		case err == nil:
+			return r, nil
+		case errors.Is(err, store.ErrNoSpace):
+			return s.pass(ctx, b, end)
+		case !errors.As(err, &damaged):
+			return nil, err
+		}
+		// Nothing was shown yet, and the next try asks others first.
+	}
+	return nil, fmt.Errorf("%w: %w", ErrNoHolder, damaged)
+}
+
+// follow boards the blob's fetch. The first byte that may be shown, or the failure, decides what the client is told.
+func (s *Sync) follow(ctx context.Context, b Blob, end int64) (*follower, error) {
+	if err := s.store.Room(b.Size); err != nil {
 		return nil, err
 	}
 	fl, err := s.board(b)
 	if err != nil {
 		return nil, err
 	}
-	// The first byte, or the failure, decides what the client is told.
-	if _, _, err := fl.partial.WaitFor(ctx, 0); err != nil {
+	fl.urgent.Store(true)
+	first := int64(0)
+	if end <= heldBack {
+		first = b.Size
+	}
+	if _, _, err := fl.partial.WaitFor(ctx, first); err != nil {
 		fl.release()
 		return nil, err
 	}
-	return &follower{ctx: ctx, flight: fl}, nil
+	return &follower{ctx: ctx, flight: fl, end: end}, nil
 }
 
-// follower reads a blob while it comes.
+// follower reads a blob while it comes, up to end.
 type follower struct {
 	ctx    context.Context // of the request that reads; a reader has no other way to hear of its end
 	flight *flight
 	at     int64
+	end    int64
 }
 
 func (r *follower) Read(p []byte) (int, error) {
-	size := r.flight.blob.Size
-	if r.at >= size {
+	if r.at >= r.end {
 		return 0, io.EOF
 	}
-	// Wait for at least one byte that may be shown: before the end of the held-back part, or after verification.
-	need := r.at
-	if r.at >= size-heldBack {
-		need = size
+	// Wait for at least one byte that may be shown: before the held-back part, or after verification.
+	need, shown := r.at, r.end-heldBack
+	if r.at >= shown {
+		need = r.flight.blob.Size
 	}
 	have, done, err := r.flight.partial.WaitFor(r.ctx, need)
 	if err != nil {
 		return 0, err
 	}
-	if !done {
-		have = min(have, size-heldBack)
+	if done {
+		shown = r.end
 	}
-	if n := have - r.at; int64(len(p)) > n {
+	if n := min(have, shown) - r.at; int64(len(p)) > n {
 		p = p[:n]
 	}
 	n, err := r.flight.partial.ReadAt(p, r.at)
@@ -76,7 +103,7 @@ func (r *follower) Seek(offset int64, whence int) (int64, error) {
 	case io.SeekCurrent:
 		offset += r.at
 	case io.SeekEnd:
-		offset += r.flight.blob.Size
+		offset += r.end
 	}
 	if offset < 0 {
 		return 0, errors.New("a negative position")
@@ -95,7 +122,7 @@ func (s *Sync) Doubt(d digest.Digest) { s.store.Doubt(d) }
 
 // Reachable tells whether this node or one that answers has the blob.
 func (s *Sync) Reachable(ctx context.Context, b Blob) bool {
-	if _, err := s.store.Stat(b.Digest); err == nil {
+	if s.has(b) {
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.IdleTimeout)

@@ -101,29 +101,28 @@ type Sync struct {
 	limit   *rate.Limiter
 	fetched atomic.Int64
 	served  atomic.Int64
+	trust   trust
+	hurried chan struct{} // a place for each fetch that a push waits for
+	letting sync.Mutex    // one promises to keep, or lets go
 
 	mu      sync.Mutex
 	running context.Context // of Run; fetches live in it
 	work    sync.WaitGroup
 	flights map[digest.Digest]*flight
-	pending map[digest.Digest]*pending
+	missing queue
+	surplus map[digest.Digest]Blob // held, though others are to hold it
 	poke    chan struct{}
 	began   chan struct{} // closed when Run has begun
-}
-
-// pending is a blob that this node should have and hasn't.
-type pending struct {
-	blob  Blob
-	since time.Time
-	next  time.Time
-	pause time.Duration
-	busy  bool
 }
 
 const (
 	pageSize   = 1000
 	firstPause = 250 * time.Millisecond
 	lastPause  = 30 * time.Second
+	// lastEnsurePause is shorter, since a push waits.
+	lastEnsurePause = 4 * time.Second
+	// compareAll is how many intervals pass before everything is compared though nothing seems to have changed.
+	compareAll = 60
 )
 
 // New wires a Sync; nothing runs yet.
@@ -140,7 +139,8 @@ func New(cfg Config, st *store.Store, index Index, peers Peers) (*Sync, error) {
 	}
 	s := &Sync{
 		cfg: cfg, store: st, index: index, peers: peers, flights: make(map[digest.Digest]*flight),
-		pending: make(map[digest.Digest]*pending), poke: make(chan struct{}, 1), began: make(chan struct{}),
+		missing: newQueue(), surplus: make(map[digest.Digest]Blob), poke: make(chan struct{}, 1), began: make(chan struct{}),
+		hurried: make(chan struct{}, ensureAtOnce),
 	}
 	if cfg.Rate > 0 {
 		s.limit = rate.NewLimiter(rate.Limit(cfg.Rate), max(int(min(cfg.Rate, 4<<20)), copyBuffer))
@@ -161,7 +161,7 @@ func (s *Sync) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	close(s.began)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.follow(ctx) })
+	group.Go(func() error { return s.compare(ctx) })
 	group.Go(func() error { return s.dispatch(ctx) })
 	err := group.Wait()
 	s.mu.Lock()
@@ -174,35 +174,34 @@ func (s *Sync) Run(ctx context.Context) error {
 	return err
 }
 
-// follow reads the feed from where it stands; after an installed snapshot, when other nodes are to hold blobs than before, and
-// once an interval, from the beginning.
-func (s *Sync) follow(ctx context.Context) error {
+// compare reads the feed from where it stands, and from the beginning after an installed snapshot, when nodes came or went,
+// and now and then for what no hint tells: a tick costs what changed.
+func (s *Sync) compare(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.CompareInterval)
 	defer tick.Stop()
 	var since uint64
 	var after digest.Digest
-	installs := s.index.Installs()
-	var before []Node
+	var placed []Node
+	installs, ticks := s.index.Installs(), compareAll
 	for {
 		changed := s.index.Changed()
-		nodes := s.peers.Nodes()
-		if !slices.EqualFunc(nodes, before, samePlace) {
-			before, since, after = nodes, 0, ""
+		nodes := placing(s.peers.Nodes())
+		if n := s.index.Installs(); n != installs || ticks >= compareAll || s.moved(placed, nodes) {
+			installs, since, after, ticks, placed = n, 0, "", 0, nodes
+			s.sweep()
 		}
-		if n := s.index.Installs(); n != installs {
-			installs, since, after = n, 0, ""
-		}
-		for {
+		for ctx.Err() == nil {
 			blobs, more, err := s.index.Wanted(since, after, pageSize)
 			if err != nil {
 				s.cfg.Logger.Error("can't read what is wanted", "err", err)
 				break
 			}
+			nodes := s.peers.Nodes()
 			for _, b := range blobs {
 				s.consider(b, nodes)
 				since, after = b.Since, b.Digest
 			}
-			if !more || ctx.Err() != nil {
+			if !more {
 				break
 			}
 		}
@@ -211,28 +210,54 @@ func (s *Sync) follow(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-tick.C:
-			since, after = 0, ""
+			ticks++
 			s.handOver(ctx)
 		}
 	}
 }
 
-// samePlace reports whether two nodes mean the same for where blobs belong.
-func samePlace(a, b Node) bool { return a.ID == b.ID && a.Away == b.Away && a.Draining == b.Draining }
+// placing leaves of the nodes what decides on places.
+func placing(nodes []Node) []Node {
+	for i := range nodes {
+		nodes[i].Up = false
+	}
+	return nodes
+}
 
-// consider puts a blob on the list of what is missing when this node should have it and hasn't.
+// moved tells whether other blobs may be this node's now.
+func (s *Sync) moved(before, now []Node) bool {
+	if s.cfg.Replicas > 0 {
+		return !slices.Equal(before, now)
+	}
+	self := func(n Node) bool { return n.ID == s.peers.Self() }
+	i, j := slices.IndexFunc(before, self), slices.IndexFunc(now, self)
+	return i < 0 != (j < 0) || i >= 0 && before[i] != now[j]
+}
+
+// sweep drops the beginnings of blobs that nobody wants any more.
+func (s *Sync) sweep() {
+	err := s.store.SweepFetches(func(d digest.Digest) bool {
+		_, err := s.index.Blob(d)
+		return !errors.Is(err, ErrUnwanted)
+	})
+	if err != nil {
+		s.cfg.Logger.Warn("can't drop unfinished fetches", "err", err)
+	}
+}
+
+// consider puts a blob on the list of what is missing when this node should have it and hasn't, and on the list of what is
+// to go when it is the other way round.
 func (s *Sync) consider(b Blob, nodes []Node) {
-	if !s.mine(b, nodes) {
-		return
-	}
-	if _, err := s.store.Stat(b.Digest); err == nil {
-		return
-	}
+	mine, has := s.mine(b, nodes), s.has(b)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.pending[b.Digest] == nil {
-		s.pending[b.Digest] = &pending{blob: b, since: time.Now(), pause: firstPause}
-		s.wake()
+	switch {
+	case mine && !has:
+		if s.missing.add(b, time.Now()) {
+			s.wake()
+		}
+	case has && !mine && s.cfg.Replicas > 0:
+		s.surplus[b.Digest] = b
 	}
 }
 
@@ -247,20 +272,14 @@ func (s *Sync) wake() {
 func (s *Sync) dispatch(ctx context.Context) error {
 	slots := make(chan struct{}, s.cfg.Workers)
 	for {
-		p, wait := s.nextPending()
-		if p == nil {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-s.poke:
-			case <-time.After(wait):
-			}
-			continue
-		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case slots <- struct{}{}:
+		}
+		p, err := s.await(ctx)
+		if err != nil {
+			return nil
 		}
 		s.work.Go(func() {
 			defer func() { <-slots }()
@@ -269,28 +288,22 @@ func (s *Sync) dispatch(ctx context.Context) error {
 	}
 }
 
-// nextPending takes the smallest blob whose time has come, or says how long nothing is to do.
-func (s *Sync) nextPending() (*pending, time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now, wait := time.Now(), time.Minute
-	var best *pending
-	for _, p := range s.pending {
-		if p.busy {
-			continue
+// await takes the next blob to fetch.
+func (s *Sync) await(ctx context.Context) (*pending, error) {
+	for {
+		s.mu.Lock()
+		p, wait := s.missing.take(time.Now())
+		s.mu.Unlock()
+		if p != nil {
+			return p, nil
 		}
-		if d := p.next.Sub(now); d > 0 {
-			wait = min(wait, d)
-			continue
-		}
-		if best == nil || p.blob.Size < best.blob.Size {
-			best = p
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-s.poke:
+		case <-time.After(wait):
 		}
 	}
-	if best != nil {
-		best.busy = true
-	}
-	return best, wait
 }
 
 // fill fetches one missing blob; a failure is tried again after a growing pause.
@@ -302,15 +315,14 @@ func (s *Sync) fill(ctx context.Context, p *pending) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.busy = false
 	if gone || err == nil {
-		delete(s.pending, p.blob.Digest)
+		s.missing.done(p)
 		return
 	}
-	p.next = time.Now().Add(p.pause)
-	p.pause = min(2*p.pause, lastPause)
-	if p.pause > 4*time.Second && ctx.Err() == nil {
-		s.cfg.Logger.Warn("a blob is still missing here", "digest", p.blob.Digest, "err", err)
+	before := p.pause
+	s.missing.again(p, time.Now())
+	if before < lastPause && p.pause == lastPause && ctx.Err() == nil {
+		s.cfg.Logger.Warn("a blob is still missing here", "digest", p.blob.Digest, "err", err) // once, not at every try
 	}
 	s.wake()
 }
@@ -337,9 +349,9 @@ func (s *Sync) Figures() Figures {
 	f.DiskFree, _, _ = s.store.Space()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f.Missing = int64(len(s.pending))
+	f.Missing = int64(len(s.missing.all))
 	f.Wanted = f.Blobs + f.Missing
-	for _, p := range s.pending {
+	for _, p := range s.missing.all {
 		f.OldestMissing = max(f.OldestMissing, time.Since(p.since))
 	}
 	return f

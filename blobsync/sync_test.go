@@ -79,7 +79,7 @@ func TestLyingPeerIsFoundOut(t *testing.T) {
 	if got, err := g.nodes[1].read(b); err == nil || bytes.Equal(got, data) || len(got) == len(data) {
 		t.Errorf("a whole body of %d bytes came, err %v", len(got), err)
 	}
-	if g.nodes[1].has(b) {
+	if g.nodes[1].holds(b) {
 		t.Error("wrong bytes became a blob")
 	}
 	g.nodes[0].rotten.Store(false)
@@ -114,7 +114,7 @@ func TestEnsureNeedsAMajorityAlive(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, b := range blobs {
-		if !g.nodes[1].has(b) {
+		if !g.nodes[1].holds(b) {
 			t.Error("it was counted before it was there")
 		}
 	}
@@ -129,7 +129,7 @@ func TestEnsureNeedsAMajorityAlive(t *testing.T) {
 func TestNobodyHasIt(t *testing.T) {
 	g := newGrid(t, 3, Config{}, 0)
 	b := Blob{Digest: digest.FromString("nowhere"), Size: 7, Origin: "n1"}
-	if _, err := g.nodes[1].Open(context.Background(), b); !errors.Is(err, ErrNoHolder) {
+	if _, err := g.nodes[1].Open(context.Background(), b, b.Size); !errors.Is(err, ErrNoHolder) {
 		t.Error(err)
 	}
 	if g.nodes[1].Reachable(context.Background(), b) {
@@ -148,7 +148,7 @@ func TestReplicasAreHandedOver(t *testing.T) {
 			}
 		}
 		late := time.After(30 * time.Second)
-		for !slices.Contains(holders, "n1") && g.nodes[0].has(b) {
+		for !slices.Contains(holders, "n1") && g.nodes[0].holds(b) {
 			select {
 			case <-g.nodes[0].store.Changed():
 			case <-late:
@@ -187,7 +187,7 @@ func TestOnlyOn(t *testing.T) {
 	g.nodes[1].down.Store(true)
 	alone := g.nodes[0].push(payload(10, "a"))
 	g.nodes[1].down.Store(false)
-	if g.nodes[1].has(alone) {
+	if g.nodes[1].holds(alone) {
 		g.nodes[1].arrives(alone)
 	}
 	found, total, err := g.nodes[1].OnlyOn(context.Background(), "n2", 10)

@@ -110,7 +110,7 @@ func (p *Partial) Write(b []byte) (int, error) {
 		return 0, &DamagedError{Digest: p.d}
 	}
 	if p.room < int64(len(b)) {
-		if err := p.s.room(p.want - p.size); err != nil {
+		if err := p.s.Room(p.want - p.size); err != nil {
 			return 0, err
 		}
 		p.room = roomEvery

@@ -349,8 +349,8 @@ func (s *Store) Space() (free, reserve int64, err error) {
 	return int64(st.Bavail) * block, reserve, nil
 }
 
-// room refuses n more bytes when they would touch the reserve.
-func (s *Store) room(n int64) error {
+// Room refuses n more bytes when they would touch the reserve.
+func (s *Store) Room(n int64) error {
 	free, reserve, err := s.Space()
 	if err != nil {
 		return err

@@ -55,7 +55,7 @@ func (s *Store) NewUpload(label string, alg digest.Algorithm) (*Upload, error) {
 	if alg == "" {
 		alg = digest.SHA256
 	}
-	if err := s.room(0); err != nil {
+	if err := s.Room(0); err != nil {
 		return nil, err
 	}
 	u := &Upload{s: s, id: uuid.NewString(), hash: alg.Hash(), lastUsed: s.cfg.Now()}
@@ -252,7 +252,7 @@ func (w *uploadWriter) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if w.room < int64(len(p)) {
-		if err := w.u.s.room(roomEvery); err != nil {
+		if err := w.u.s.Room(roomEvery); err != nil {
 			return 0, err
 		}
 		w.room = roomEvery
