@@ -39,7 +39,7 @@ type Tuning struct {
 	SnapshotInterval  time.Duration
 	SnapshotThreshold uint64
 	EnsureTimeout     time.Duration // how long a manifest push waits for copies
-	CompareInterval   time.Duration // between two full comparisons of want and have
+	CompareInterval   time.Duration // between two looks at what changed about want and have
 	ReserveBytes      int64         // free disk space that is never used, in place of a share
 	Grace             time.Duration // how long requests may take to finish at the end
 	AwayWait          time.Duration // how long a request waits for the node that has its upload or the only copy
