@@ -50,6 +50,7 @@ func (i *instance) build(n *Node) error {
 	if err != nil {
 		return err
 	}
+	warnReadable(n.cfg, n.logger)
 	i.state, err = fsm.Open(fsm.Config{Path: filepath.Join(n.cfg.DataDir, stateFile), Logger: n.logger, Fatal: n.die})
 	if err != nil {
 		return fmt.Errorf("open the state: %w", err)

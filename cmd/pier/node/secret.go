@@ -1,8 +1,10 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -13,13 +15,22 @@ import (
 
 const secretFile = "cluster.secret"
 
+// warnReadable says aloud that the file is open to everybody on this machine: whoever reads it is a member.
+func warnReadable(cfg Config, logger *slog.Logger) {
+	path := secretPath(cfg)
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o007 != 0 {
+		logger.Warn("THE CLUSTER'S SECRET IS OPEN: every user of this machine can read or change it; chmod o= it", "file", path, "mode", info.Mode().Perm())
+	}
+}
+
+func secretPath(cfg Config) string {
+	return cmp.Or(cfg.ClusterSecretFile, filepath.Join(cfg.DataDir, secretFile))
+}
+
 // loadSecrets reads the cluster's secrets, and invents one where there is none yet. Several nodes that share the file
 // (a volume, say) may start at once: the file appears whole or not at all, and the first one's stands.
 func loadSecrets(cfg Config) (port.Secrets, error) {
-	path := cfg.ClusterSecretFile
-	if path == "" {
-		path = filepath.Join(cfg.DataDir, secretFile)
-	}
+	path := secretPath(cfg)
 	secrets, err := port.LoadSecrets(path)
 	if err == nil {
 		return secrets, nil
