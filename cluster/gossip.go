@@ -55,6 +55,9 @@ type gossip struct {
 	once  sync.Once
 	goods chan struct{}
 
+	ending sync.Mutex // memberlist 0.7.0 panics when it is to leave after its end
+	dead   bool
+
 	mu    sync.Mutex
 	known map[NodeID]hint
 }
@@ -96,13 +99,22 @@ func (g *gossip) run(ctx context.Context) error {
 }
 
 // leave says goodbye, for at most a second, so that the others needn't find out. Gossip still has to be killed.
-func (g *gossip) leave() { _ = g.list.Leave(time.Second) }
+func (g *gossip) leave() {
+	g.ending.Lock()
+	defer g.ending.Unlock()
+	if !g.dead {
+		_ = g.list.Leave(time.Second)
+	}
+}
 
 // kill ends without a word.
 func (g *gossip) kill() {
 	g.once.Do(func() {
 		close(g.goods)
 		g.wire.close()
+		g.ending.Lock()
+		defer g.ending.Unlock()
+		g.dead = true
 		if g.list != nil {
 			_ = g.list.Shutdown()
 		}

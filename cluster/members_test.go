@@ -372,6 +372,14 @@ func TestLeaveUnderLoad(t *testing.T) {
 	}
 }
 
+// A node is killed in the moment in which it says goodbye.
+func TestGoodbyeAfterDeath(t *testing.T) {
+	h := newHouse(t)
+	m := h.formed(1)[0]
+	m.cluster.gossip.kill()
+	m.cluster.gossip.leave()
+}
+
 func TestANodeComesBackElsewhere(t *testing.T) {
 	h := newHouse(t)
 	nodes := h.formed(3)
