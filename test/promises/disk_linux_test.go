@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"pier/cmd/pier/node"
 	"pier/test/harness"
 )
@@ -30,6 +32,36 @@ func TestFullDisk(t *testing.T) {
 	c.Must(os.Remove(filler))
 	c.Must(x.PushPatiently(more))
 	c.Whole(img, more)
+}
+
+// A disk that fills up refuses what the others send: pushes and pulls go on, through that node too, and after space is made
+// it catches up without a restart.
+func TestFullDiskDuringAFetch(t *testing.T) {
+	t.Parallel()
+	c := harness.StartOnDisks(t, 3, 64<<20, node.Tuning{ReserveBytes: 16 << 20})
+	img := harness.NewImage("team/app", "1", 1<<20)
+	c.Must(c.Nodes[0].Push(img))
+	c.Whole(img)
+	x := c.Follower()
+	filler := filepath.Join(x.Dir, "filler")
+	c.Must(os.WriteFile(filler, bytes.Repeat([]byte{1}, 48<<20), 0o600)) // what is left is for the state and the log
+	more := harness.NewImage("team/app", "2", 4<<20)
+	c.Must(others(c, x)[0].PushPatiently(more))
+	c.Must(x.Pull(img))
+	c.Must(x.PullPatiently(more))
+	for d, data := range more.Blobs {
+		if len(data) > 1<<20 && x.Holds(d) {
+			t.Error("the blob was kept on a full disk, so this tested nothing")
+		}
+	}
+	if err := x.PushBlob("team/app", digest.FromString("no room"), []byte("no room")); err == nil || !strings.Contains(err.Error(), "disk") {
+		t.Errorf("an upload to a full disk: %v", err)
+	}
+	c.Must(os.Remove(filler))
+	c.Whole(img, more)
+	if x.Logged("msg=ready") != 1 {
+		t.Error("the node was started anew")
+	}
 }
 
 // The disk fills up under the Raft log: the node ends rather than lie, and is whole after space is made and a restart.
