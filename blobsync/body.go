@@ -14,6 +14,10 @@ import (
 // minProgress is what a peer must send within each idle time: one that drips single bytes would never be given up.
 const minProgress = 16 << 10
 
+// joinPatience is how long a peer that was asked to join in may take to its first byte. It may wait for one that it can't
+// reach, but this node can.
+const joinPatience = 2 * time.Second
+
 var errIdle = errors.New("it sent too little for too long")
 
 // body is a blob's bytes from a peer, from an offset on. Only the time that is spent waiting for the peer counts against
@@ -34,6 +38,10 @@ func (s *Sync) request(ctx context.Context, src source, b Blob, offset int64) (*
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &body{ctx: ctx, cancel: cancel, idle: s.cfg.IdleTimeout, left: s.cfg.IdleTimeout}
 	r.timer = time.AfterFunc(r.idle, func() { cancel(errIdle) })
+	if src.join {
+		first := time.AfterFunc(joinPatience, func() { cancel(errNotThere) })
+		defer first.Stop()
+	}
 	url := fmt.Sprintf("http://%s/blobs/%s", src.id, b.Digest)
 	if src.join {
 		url += "?join=1"
@@ -97,8 +105,8 @@ func (r *body) Read(p []byte) (int, error) {
 
 // why prefers the reason for which this side gave up.
 func (r *body) why(err error) error {
-	if errors.Is(context.Cause(r.ctx), errIdle) {
-		return errIdle
+	if cause := context.Cause(r.ctx); errors.Is(cause, errIdle) || errors.Is(cause, errNotThere) {
+		return cause
 	}
 	return err
 }

@@ -37,6 +37,16 @@ func ordered(t *testing.T, n int, order ...NodeID) []byte {
 	return nil
 }
 
+func (g *grid) named(id NodeID) *gridNode {
+	for _, x := range g.members() {
+		if x.id == id {
+			return x
+		}
+	}
+	g.t.Fatalf("there is no %s", id)
+	return nil
+}
+
 // newcomer is a node that comes to the grid later.
 func (g *grid) newcomer(id NodeID, cfg Config) *gridNode {
 	x := &gridNode{id: id, grid: g}
@@ -109,6 +119,23 @@ func TestNoTwoWaitForEachOther(t *testing.T) {
 	g.link(b)
 	g.nodes[1].arrives(b)
 	g.nodes[2].arrives(b)
+}
+
+// The node before this one in the chain waits for an origin that it can't reach any more. This one can, and doesn't wait with it.
+func TestAStuckPredecessorIsPassedBy(t *testing.T) {
+	g := newGrid(t, 3, Config{IdleTimeout: time.Hour}, 0)
+	data := payload(1<<20, "past the one before")
+	first := g.nodes[0]
+	order := chain(Blob{Digest: digest.FromBytes(data), Origin: first.id}, first.Nodes())
+	stuck, last := g.named(order[1]), g.named(order[2])
+	stuck.answer = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodGet {
+			return false
+		}
+		<-r.Context().Done()
+		return true
+	}
+	last.arrives(first.push(data))
 }
 
 // A part of a blob is content under the blob's digest: its end isn't given before the whole is verified.
