@@ -336,6 +336,9 @@ func (c *Cluster) confirmBoot(ctx context.Context) error {
 		}
 		err := c.askEpoch(ctx, others, need)
 		if err == nil && c.openGate() {
+			if self && voters == 1 {
+				c.transport.electNow(ctx)
+			}
 			return nil
 		}
 		if errors.Is(err, ErrEpochUsed) {

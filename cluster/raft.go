@@ -202,6 +202,15 @@ func (t *gatedTransport) run(ctx context.Context) error {
 	}
 }
 
+// electNow makes Raft stand for election without waiting whether there is a leader: the only voter knows that there is none.
+func (t *gatedTransport) electNow(ctx context.Context) {
+	select {
+	case t.out <- raft.RPC{Command: &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}}, RespChan: make(chan raft.RPCResponse, 1)}:
+	case <-ctx.Done():
+	case <-t.stopped:
+	}
+}
+
 func isElection(command any) bool {
 	switch command.(type) {
 	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
