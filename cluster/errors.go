@@ -14,6 +14,7 @@ var (
 	ErrEpochUsed       = errors.New("the data directory is older than this node's last life: empty it and join anew")
 	ErrLeft            = errors.New("this node has left its cluster: empty its data directory to use it again")
 	ErrWouldLoseQuorum = errors.New("without this node the cluster would have no majority of live nodes")
+	ErrCantLead        = errors.New("leadership can't go there")
 	ErrNodeUnknown     = errors.New("no member of the cluster is called so")
 	ErrTokenInvalid    = errors.New("this is not an invite of pier: it is the whole line that `pier cluster invite` prints")
 	ErrTokenExpired    = errors.New("the invite has expired: make a new one with `pier cluster invite`")

@@ -377,23 +377,34 @@ func (c *Cluster) Transfer(ctx context.Context, to NodeID) error {
 		return &UnavailableError{Reason: "there is no leader", RetryAfter: c.cfg.RaftTimeout}
 	case to != "" && leader == to:
 		return nil
-	case leader == c.ID():
-		return c.transferHere(ctx, to)
 	}
-	return c.ask(ctx, leader, http.MethodPost, "/cluster/transfer", removal{ID: to}, nil)
+	var err error
+	if leader == c.ID() {
+		err = c.transferHere(ctx, to)
+	} else {
+		err = c.ask(ctx, leader, http.MethodPost, "/cluster/transfer", removal{ID: to}, nil)
+	}
+	var status *statusError
+	switch {
+	case err == nil, errors.Is(err, ErrCantLead), errors.Is(err, ErrNodeUnknown):
+		return err
+	case errors.As(err, &status) && status.code == http.StatusConflict:
+		return fmt.Errorf("%w%s", ErrCantLead, strings.TrimPrefix(status.text, ErrCantLead.Error()))
+	}
+	return &UnavailableError{Reason: "leadership was not handed on: " + err.Error(), RetryAfter: c.cfg.RaftTimeout}
 }
 
 func (c *Cluster) transferHere(ctx context.Context, to NodeID) error {
 	voters := slices.DeleteFunc(c.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter })
 	if len(voters) < 2 {
-		return errors.New("no other node votes yet")
+		return fmt.Errorf("%w: no other node votes yet", ErrCantLead)
 	}
 	target, ok := c.server(to)
 	if to != "" && !ok {
 		return fmt.Errorf("%w: %s", ErrNodeUnknown, to)
 	}
 	if to != "" && target.Suffrage != raft.Voter {
-		return fmt.Errorf("%s does not vote yet, so it can't lead", to)
+		return fmt.Errorf("%w: %s does not vote yet", ErrCantLead, to)
 	}
 	return c.change(ctx, func(uint64) raft.Future {
 		if to == "" {
@@ -412,7 +423,11 @@ func (c *Cluster) serveTransfer(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, errNotLeader.Error(), http.StatusMisdirectedRequest)
 		return
 	}
-	if err := c.transferHere(r.Context(), x.ID); err != nil {
+	switch err := c.transferHere(r.Context(), x.ID); {
+	case err == nil:
+	case errors.Is(err, ErrCantLead), errors.Is(err, ErrNodeUnknown):
+		http.Error(w, err.Error(), http.StatusConflict)
+	default:
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}
 }

@@ -25,6 +25,9 @@ func (c *Cluster) Remove(ctx context.Context, id NodeID, force bool) error {
 	if _, ok := c.server(id); !ok {
 		return fmt.Errorf("%w: %s", ErrNodeUnknown, id)
 	}
+	if !slices.ContainsFunc(c.servers(), func(s raft.Server) bool { return s.Suffrage == raft.Voter && NodeID(s.ID) != id }) {
+		return fmt.Errorf("%w: no other node votes", ErrWouldLoseQuorum) // and nothing can force that
+	}
 	deadline := c.cfg.Now().Add(proposePatience)
 	for {
 		err := c.removeOnce(ctx, id, force)
