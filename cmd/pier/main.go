@@ -18,13 +18,21 @@ const (
 	exitUsage    = 2
 	exitDegraded = 3
 	exitNoQuorum = 4
+
+	exitInterrupted = 130 // as a shell has it for what Ctrl-C ends
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
-		<-ctx.Done()
-		stop() // a second signal ends the process at once
+		<-signals
+		stop()
+		// A second one ends the process at once. It is waited for here: a shell that started this in the background has told
+		// it to ignore Ctrl-C, and giving the signal back would make that true again.
+		<-signals
+		os.Exit(exitInterrupted)
 	}()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
