@@ -155,6 +155,21 @@ func TestTrashIsKept(t *testing.T) {
 	}
 }
 
+// Where room is short the trash makes way at once.
+func TestTrashMakesWay(t *testing.T) {
+	s := open(t, t.TempDir())
+	if err := s.Release(upload(t, s, []byte("hello"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Room(1); err != nil || leftovers(t, s, "trash") != 1 {
+		t.Fatalf("with room enough: %v", err)
+	}
+	s.cfg.ReserveBytes = 1 << 62
+	if err := s.Room(1); !errors.Is(err, ErrNoSpace) || leftovers(t, s, "trash") != 0 {
+		t.Errorf("without room: %v, and the trash is still there", err)
+	}
+}
+
 // A repeated commit doesn't vouch for a blob that has gone since.
 func TestACommitIsNotRepeatedForABlobThatWent(t *testing.T) {
 	s := open(t, t.TempDir())

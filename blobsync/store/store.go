@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -275,15 +276,31 @@ func (s *Store) moveOut(d digest.Digest, folder string) error {
 	return errors.Join(s.syncs.sync(s.path(folder)), s.syncs.sync(filepath.Dir(s.blobPath(d))))
 }
 
-// emptyTrash goes by the time in a file's name, when it was moved: the file itself is as old as the blob.
+// emptyTrash removes what has been there for long.
 func (s *Store) emptyTrash() {
-	entries, _ := os.ReadDir(s.path("trash"))
-	for _, e := range entries {
-		moved, err := strconv.ParseInt(e.Name()[strings.LastIndexByte(e.Name(), '-')+1:], 10, 64)
-		if err == nil && s.cfg.Now().Sub(time.Unix(0, moved)) > s.cfg.TrashKeep {
-			_ = os.Remove(s.path("trash", e.Name()))
+	for _, name := range s.trash() {
+		if s.cfg.Now().Sub(movedAt(name)) <= s.cfg.TrashKeep {
+			return
 		}
+		_ = os.Remove(s.path("trash", name))
 	}
+}
+
+// trash lists the files in it, those that were moved there first first.
+func (s *Store) trash() []string {
+	entries, _ := os.ReadDir(s.path("trash"))
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	slices.SortFunc(names, func(a, b string) int { return movedAt(a).Compare(movedAt(b)) })
+	return names
+}
+
+// movedAt is when a file came into the trash, which its name says: the file itself is as old as the blob.
+func movedAt(name string) time.Time {
+	ns, _ := strconv.ParseInt(name[strings.LastIndexByte(name, '-')+1:], 10, 64)
+	return time.Unix(0, ns)
 }
 
 // Walk calls fn for every blob; its error ends the walk.
@@ -349,14 +366,27 @@ func (s *Store) Space() (free, reserve int64, err error) {
 	return int64(st.Bavail) * block, reserve, nil
 }
 
-// Room refuses n more bytes when they would touch the reserve.
+// Room refuses n more bytes when they would touch the reserve, and when the trash has nothing left to make way: what lies
+// there is with the nodes that are to hold it.
 func (s *Store) Room(n int64) error {
-	free, reserve, err := s.Space()
-	if err != nil {
+	if err := s.room(n); !errors.Is(err, ErrNoSpace) {
 		return err
 	}
-	if free-n < reserve {
-		return ErrNoSpace
+	for _, name := range s.trash() {
+		if err := os.Remove(s.path("trash", name)); err != nil {
+			return err
+		}
+		if err := s.room(n); !errors.Is(err, ErrNoSpace) {
+			return err
+		}
 	}
-	return nil
+	return ErrNoSpace
+}
+
+func (s *Store) room(n int64) error {
+	free, reserve, err := s.Space()
+	if err == nil && free-n < reserve {
+		err = ErrNoSpace
+	}
+	return err
 }

@@ -19,7 +19,7 @@ import (
 const (
 	metaSuffix = ".json"
 	nextSuffix = ".tmp"
-	bufferSize = 512 << 10
+	bufferSize = 128 << 10
 	// roomEvery is how many bytes may be written between two looks at the free space.
 	roomEvery = 8 << 20
 	// rememberCommitted is how long a finished upload answers a repeated commit.
