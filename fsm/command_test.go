@@ -104,3 +104,17 @@ func TestNewCommandsHaveALevel(t *testing.T) {
 		t.Errorf("a command that isn't in the table has level %d", got)
 	}
 }
+
+// The cluster's name is given once; other settings change as often as somebody likes.
+func TestTheClusterIsNamedOnce(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "state.db"))
+	for _, key := range []string{SettingClusterID, "other"} {
+		must(t, s, SetSetting{Key: key, Value: "first"})
+		must(t, s, SetSetting{Key: key, Value: "second"})
+	}
+	id, err := s.Setting(SettingClusterID)
+	other, otherErr := s.Setting("other")
+	if id != "first" || other != "second" || errors.Join(err, otherErr) != nil {
+		t.Errorf("the cluster is %q, the other setting %q, %v, %v", id, other, err, otherErr)
+	}
+}

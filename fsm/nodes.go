@@ -117,13 +117,19 @@ func (s *State) Invited(hash []byte) (bool, error) {
 	return found, err
 }
 
+// SettingClusterID is the cluster's own name, which is given once: a leader that is deposed while it gives one must not
+// replace another's.
+const SettingClusterID = "cluster_id"
+
 func (s SetSetting) apply(c *change) (Answer, error) {
 	if err := checkID(s.Key); err != nil {
 		return nil, err
 	}
-	if s.Value == "" {
+	switch {
+	case s.Key == SettingClusterID && c.has(bucketSettings, []byte(s.Key)):
+	case s.Value == "":
 		c.del(bucketSettings, []byte(s.Key))
-	} else {
+	default:
 		c.put(bucketSettings, []byte(s.Key), []byte(s.Value))
 	}
 	return SettingAnswer{}, nil

@@ -71,14 +71,12 @@ func (r *records) RedeemInvite(ctx context.Context, hash []byte) error {
 
 func (r *records) Invited(hash []byte) (bool, error) { return r.state.Invited(hash) }
 
-const clusterIDKey = "cluster_id"
-
 func (r *records) SetClusterID(ctx context.Context, id string) error {
-	_, err := r.log.Propose(ctx, fsm.SetSetting{Key: clusterIDKey, Value: id})
+	_, err := r.log.Propose(ctx, fsm.SetSetting{Key: fsm.SettingClusterID, Value: id})
 	return err
 }
 
-func (r *records) ClusterID() (string, error) { return r.state.Setting(clusterIDKey) }
+func (r *records) ClusterID() (string, error) { return r.state.Setting(fsm.SettingClusterID) }
 
 func (r *records) Nodes() ([]cluster.Record, error) {
 	nodes, err := r.state.Nodes()
