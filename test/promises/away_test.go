@@ -52,7 +52,7 @@ func TestKillDuringSnapshotInstall(t *testing.T) {
 	var images []harness.Image
 	for i := range 20 {
 		img := harness.NewImage("team/app", fmt.Sprint(i), 10)
-		c.Must(here.Push(img))
+		c.Must(here.PushPatiently(img))
 		images = append(images, img)
 	}
 	for range 2 {
