@@ -120,6 +120,17 @@ func (c *Cluster) formOrJoin(ctx context.Context) error {
 	}
 }
 
+// innermost is the cause of an error, without the ports and paths around it that differ from try to try.
+func innermost(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}
+
 // greetAll says hello to every seed; each other node counts once, in the order of IDs.
 func (c *Cluster) greetAll(ctx context.Context) (found []hello, silent []string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -147,7 +158,7 @@ func (c *Cluster) greetAll(ctx context.Context) (found []hello, silent []string)
 		switch {
 		case a.err != nil:
 			c.cfg.Logger.Debug("no answer from another founder", "address", a.address, "err", a.err)
-			silent = append(silent, a.address)
+			silent = append(silent, a.address+" ("+innermost(a.err).Error()+")")
 		case a.h.ID != c.ID():
 			a.h.Address = a.address
 			byID[a.h.ID] = a.h

@@ -21,7 +21,7 @@ import (
 
 const (
 	stagedFile  = "join.json"
-	joinTimeout = 15 * time.Second
+	joinTimeout = 30 * time.Second // to use up the invite and to change the members, each with its own patience
 	maxJoins    = 16
 )
 
@@ -250,7 +250,7 @@ func (c *Cluster) admitInvited(ctx context.Context, r joinRequest) (joinReply, e
 	if err := c.records.RedeemInvite(ctx, keyHash(r.Key)); err != nil {
 		return joinReply{}, err
 	}
-	if err := c.takeIn(ctx, r.Node); err != nil {
+	if err := c.takeInPatiently(ctx, r.Node); err != nil {
 		return joinReply{}, err
 	}
 	id, err := c.records.ClusterID()
@@ -264,6 +264,26 @@ func (c *Cluster) admitInvited(ctx context.Context, r joinRequest) (joinReply, e
 		}
 	}
 	return joinReply{Secrets: c.cfg.Secrets, ClusterID: id, Peers: peers}, nil
+}
+
+// takeInPatiently follows the leader from node to node as a command does: the invite is used up by now, so that the newcomer
+// can't come a second time.
+func (c *Cluster) takeInPatiently(ctx context.Context, n newcomer) error {
+	ctx, cancel := context.WithTimeout(ctx, proposePatience)
+	defer cancel()
+	for {
+		changed := c.newLeader.wait()
+		err := c.takeIn(ctx, n)
+		if err == nil || errors.Is(err, ErrNotMember) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-changed:
+		case <-time.After(formPause):
+		}
+	}
 }
 
 // serveJoin takes in a holder of the secret, or notes where a member is now.
