@@ -96,7 +96,10 @@ func (t *trust) verify(usage x509.ExtKeyUsage) func(tls.ConnectionState) error {
 		_, err := s.PeerCertificates[0].Verify(x509.VerifyOptions{
 			Roots: t.roots, KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: notBefore.AddDate(1, 0, 0),
 		})
-		return err
+		if err != nil {
+			return fmt.Errorf("%w (%v)", ErrOtherSecret, err)
+		}
+		return nil
 	}
 }
 

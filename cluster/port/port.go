@@ -24,6 +24,9 @@ const (
 
 var protocols = []string{ProtoRaft, ProtoPeer, ProtoGossip, ProtoJoin}
 
+// ErrOtherSecret says that the other side is no member: its certificate doesn't come from this cluster's secret.
+var ErrOtherSecret = errors.New("it has another cluster secret")
+
 // ErrOtherNode says that another node than the one meant answered at an address.
 var ErrOtherNode = errors.New("another node answers at this address")
 
