@@ -13,9 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-const (
-	formPause = 200 * time.Millisecond
-)
+const formPause = 200 * time.Millisecond
 
 // hello is what a node says to one that looks for a cluster.
 type hello struct {
