@@ -12,9 +12,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // prefix begins the name of everything that the tests make in the engine.
@@ -90,33 +96,51 @@ func healthy(container string) error {
 	return nil
 }
 
+// processOf is the process of a container, as the machine numbers it.
+func processOf(t *testing.T, container string) int {
+	t.Helper()
+	pid, err := strconv.Atoi(docker(t, "inspect", "--format", "{{.State.Pid}}", container))
+	if err != nil || pid <= 1 {
+		t.Fatalf("%s has process %d: %v", container, pid, err)
+	}
+	return pid
+}
+
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// crash kills the process of a container behind the engine's back, so that the restart policy has to act.
+func crash(t *testing.T, container string) {
+	t.Helper()
+	kill(t, processOf(t, container))
+}
+
 // image is an image in the engine under a name of its own; ID is the digest of its configuration, which has the digests
 // of all its layers.
 type image struct{ name, id string }
 
-// layered builds an image from scratch with n layers of random bytes.
-func layered(t *testing.T, n, size int) image {
+// layered makes an image of n layers of random bytes.
+func layered(t *testing.T, n int64, size int64) image {
 	t.Helper()
-	dir := t.TempDir()
-	var file strings.Builder
-	file.WriteString("FROM scratch\n")
-	for i := range n {
-		layer := fmt.Sprintf("layer%d", i)
-		content := make([]byte, size)
-		if _, err := rand.Read(content); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, layer), content, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(&file, "COPY %s /%s\n", layer, layer)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file.String()), 0o644); err != nil {
+	img, err := random.Image(size, n)
+	if err != nil {
 		t.Fatal(err)
 	}
-	name := prefix() + "-layers:" + unique(t)
-	docker(t, "build", "-q", "-t", name, dir)
-	return known(t, name)
+	ref := prefix() + "-layers:" + unique(t)
+	tag, err := name.NewTag(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "image.tar")
+	if err := tarball.WriteToFile(file, tag, img); err != nil {
+		t.Fatal(err)
+	}
+	docker(t, "load", "-q", "-i", file)
+	return known(t, ref)
 }
 
 // debian makes a Debian image that shares no layer with any other, so that nothing of it can stay behind in the engine when
@@ -124,7 +148,7 @@ func layered(t *testing.T, n, size int) image {
 func debian(t *testing.T) image {
 	t.Helper()
 	stamp := unique(t)
-	name := prefix() + "-debian:" + stamp
+	ref := prefix() + "-debian:" + stamp
 	container := prefix() + "-export-" + stamp
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "stamp"), []byte(stamp), 0o644); err != nil {
@@ -133,10 +157,10 @@ func debian(t *testing.T) image {
 	docker(t, "create", "--name", container, "debian:bookworm-slim", "true")
 	defer docker(t, "rm", container)
 	docker(t, "cp", filepath.Join(dir, "stamp"), container+":/stamp")
-	if _, err := try(dir, nil, "sh", "-ec", "docker export "+container+" | docker import - "+name); err != nil {
+	if _, err := try(dir, nil, "sh", "-ec", "docker export "+container+" | docker import - "+ref); err != nil {
 		t.Fatal(err)
 	}
-	return known(t, name)
+	return known(t, ref)
 }
 
 func known(t *testing.T, name string) image {
@@ -145,13 +169,16 @@ func known(t *testing.T, name string) image {
 	return image{name: name, id: docker(t, "inspect", "--format", "{{.Id}}", name)}
 }
 
-// push sends the image to a repository of the registry and returns the reference without the registry.
-func (i image) push(t *testing.T, registry, ref string) {
+// push sends the image to a repository of the registry and, the moment that this has returned, does what else is asked.
+func (i image) push(t *testing.T, registry, ref string, then ...func()) {
 	t.Helper()
 	full := registry + "/" + ref
 	docker(t, "tag", i.name, full)
 	defer docker(t, "rmi", full)
 	docker(t, "push", "-q", full)
+	for _, f := range then {
+		f()
+	}
 }
 
 // forget removes the image from the engine, so that the next pull has to bring every byte.

@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -41,8 +42,13 @@ func TestClassicSteps(t *testing.T) {
 	i.forget(t)
 	i.pull(t, registry, "mydocker:0.1")
 
-	docker(t, "restart", name)
-	eventually(t, 60*time.Second, name+" healthy again", func() error { return healthy(name) })
+	crash(t, name)
+	eventually(t, 60*time.Second, name+" healthy again", func() error {
+		if n := docker(t, "inspect", "--format", "{{.RestartCount}}", name); n != "1" {
+			return errors.New(n + " restarts")
+		}
+		return healthy(name)
+	})
 	i.pull(t, docker(t, "port", name, "5000/tcp"), "mydocker:0.1")
 	if out := docker(t, "exec", name, "pier", "cluster", "status"); !strings.Contains(out, "leader") {
 		t.Errorf("cluster status prints %q", out)
@@ -63,20 +69,4 @@ func get(url string) (string, error) {
 		return "", fmt.Errorf("%s: %s", resp.Status, body)
 	}
 	return strings.TrimSpace(string(body)), nil
-}
-
-// TestDockerfile builds the multi-stage image from the tree and runs what came out.
-func TestDockerfile(t *testing.T) {
-	name := prefix() + "-built:" + unique(t)
-	out, err := try(cleanTree(t), []string{"DOCKER_BUILDKIT=0"}, "docker", "build", "-q", "-f", "deploy/Dockerfile", "-t", name, ".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { docker(t, "rmi", "-f", name) })
-	if user := docker(t, "inspect", "--format", "{{.Config.User}}", name); user != "65532:65532" {
-		t.Errorf("the image %s runs as %q", out, user)
-	}
-	if v := docker(t, "run", "--rm", "--read-only", name, "version"); !strings.Contains(v, "pier") {
-		t.Errorf("pier version prints %q", v)
-	}
 }
