@@ -15,7 +15,6 @@ import (
 
 // spokenTo is a cluster that remembers what it was asked, and answers with err.
 type spokenTo struct {
-	noCluster
 	heard any
 	takes time.Duration
 	err   error

@@ -326,11 +326,3 @@ func (c *Cluster) Eventually(what string, ok func() bool) {
 		}
 	}
 }
-
-func (c *Cluster) stopAll() {
-	var all sync.WaitGroup
-	for _, x := range c.Nodes {
-		all.Go(x.Kill)
-	}
-	all.Wait()
-}
