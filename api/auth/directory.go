@@ -1,0 +1,178 @@
+package auth
+
+import (
+	"slices"
+	"time"
+)
+
+// Kind says what a caller is.
+type Kind string
+
+// The kinds. An operator came through the node's own socket and may do all.
+const (
+	KindAnonymous Kind = "anonymous"
+	KindUser      Kind = "user"
+	KindRobot     Kind = "robot"
+	KindOperator  Kind = "operator"
+)
+
+// Principal is a user or a robot as the state keeps it.
+type Principal struct {
+	Name string
+	Kind Kind
+	// Password is a user's bcrypt hash; empty where the user comes in by other ways only.
+	Password []byte
+	// Secrets are a robot's.
+	Secrets  []Secret
+	Groups   []string
+	Disabled bool
+	// Expires ends a robot; zero means never.
+	Expires time.Time
+	// Generation grows with each change that must end the tokens from before.
+	Generation uint64
+}
+
+// Secret is one of a robot's secrets, by its hash: they are long and random, so that guessing is no way in.
+type Secret struct {
+	ID      string
+	Hash    []byte // SHA-256
+	Expires time.Time
+}
+
+// Caller is who a request comes from. The zero value is nobody, which may do nothing.
+type Caller struct {
+	Kind       Kind
+	Name       string
+	Groups     []string
+	Generation uint64
+	// Limit is what a token was made for; nil limits nothing.
+	Limit *Limit
+}
+
+// Anybody is a caller without a name.
+func Anybody() Caller { return Caller{Kind: KindAnonymous} }
+
+// Operator is who has the node's own socket.
+func Operator() Caller { return Caller{Kind: KindOperator, Name: "operator"} }
+
+// Directory is who there is and what they were granted, at one moment. Immutable, so safe for concurrent use.
+type Directory struct {
+	on         bool
+	principals map[string]Principal
+	grants     map[string]*patterns
+	list       []Grant
+}
+
+// NewDirectory indexes principals and grants. on is whether access control is in force; off, everybody may do everything
+// but change the cluster from afar.
+func NewDirectory(on bool, principals []Principal, grants []Grant) *Directory {
+	d := &Directory{
+		on: on, principals: make(map[string]Principal, len(principals)), grants: make(map[string]*patterns),
+		list: slices.Clone(grants),
+	}
+	for _, p := range principals {
+		d.principals[p.Name] = p
+	}
+	for _, g := range grants {
+		tree, ok := d.grants[g.Subject]
+		if !ok {
+			tree = &patterns{}
+			d.grants[g.Subject] = tree
+		}
+		tree.add(g)
+	}
+	return d
+}
+
+// On tells whether access control is in force.
+func (d *Directory) On() bool { return d.on }
+
+// Find gives a principal by name.
+func (d *Directory) Find(name string) (Principal, bool) {
+	p, ok := d.principals[name]
+	return p, ok
+}
+
+// Active gives the caller that a principal is, unless it is unknown, disabled or over at that time.
+func (d *Directory) Active(name string, now time.Time) (Caller, bool) {
+	p, ok := d.principals[name]
+	if !ok || p.Disabled || !p.Expires.IsZero() && !now.Before(p.Expires) {
+		return Caller{}, false
+	}
+	return Caller{Kind: p.Kind, Name: p.Name, Groups: p.Groups, Generation: p.Generation}, true
+}
+
+// Grants lists the grants of a subject, or all for an empty one.
+func (d *Directory) Grants(subject string) []Grant {
+	if subject == "" {
+		return slices.Clone(d.list)
+	}
+	return slices.Collect(func(yield func(Grant) bool) {
+		for _, g := range d.list {
+			if g.Subject == subject && !yield(g) {
+				return
+			}
+		}
+	})
+}
+
+// Decide tells whether the caller may do what needs the right on the repository, and by which grant: the caller's own
+// first, then those of its groups, then those of everybody. Without access control and for the operator there is no grant
+// to name.
+func (d *Directory) Decide(c Caller, want Right, repo string) (Grant, bool) {
+	switch {
+	case c.Kind == KindOperator:
+		return Grant{}, true
+	case c.Kind == "" || c.Limit != nil && !c.Limit.allows(want, repo):
+		return Grant{}, false
+	case !d.on:
+		return Grant{}, want != Admin
+	}
+	if c.Kind != KindAnonymous {
+		if g, ok := d.granted(c.Name, want, repo); ok {
+			return g, true
+		}
+		for _, group := range c.Groups {
+			if g, ok := d.granted(GroupSubject(group), want, repo); ok {
+				return g, true
+			}
+		}
+	}
+	return d.granted(Anonymous, want, repo)
+}
+
+func (d *Directory) granted(subject string, want Right, repo string) (Grant, bool) {
+	tree, ok := d.grants[subject]
+	if !ok {
+		return Grant{}, false
+	}
+	return tree.match(repo, want)
+}
+
+// Administers tells whether the caller may change the cluster itself: the right admin on everything.
+func (d *Directory) Administers(c Caller) bool {
+	if c.Kind == KindOperator {
+		return true
+	}
+	if c.Kind != KindUser && c.Kind != KindRobot || c.Limit != nil && !c.Limit.Cluster {
+		return false
+	}
+	for _, subject := range append([]string{c.Name}, groupSubjects(c.Groups)...) {
+		tree := d.grants[subject]
+		if tree == nil || tree.deep == nil {
+			continue
+		}
+		if slices.ContainsFunc(tree.deep.grants, func(g Grant) bool { return g.Right == Admin }) {
+			return true
+		}
+	}
+	return false
+}
+
+func groupSubjects(groups []string) []string {
+	out := make([]string, 0, len(groups))
+	for _, g := range groups {
+		out = append(out, GroupSubject(g))
+	}
+	return out
+}

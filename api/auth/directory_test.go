@@ -1,0 +1,182 @@
+package auth
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestPatterns(t *testing.T) {
+	for _, c := range []struct {
+		pattern string
+		yes, no []string
+	}{
+		{"team/app", []string{"team/app"}, []string{"team", "team/app/x", "team/ap", "team/appx", "x/team/app"}},
+		{"team/*", []string{"team/app", "team/x.y"}, []string{"team", "team/a/b"}},
+		{"team/**", []string{"team/app", "team/a/b/c"}, []string{"team", "teams/app"}},
+		{"**", []string{"a", "a/b/c"}, nil},
+		{"*", []string{"a", "abc"}, []string{"a/b"}},
+		{"**/app", []string{"app", "a/app", "a/b/app"}, []string{"app/x", "xapp"}},
+		{"a/**/b", []string{"a/b", "a/x/b", "a/x/y/b", "a/b/b"}, []string{"a", "b", "a/b/c"}},
+		{"a/**/b/**", []string{"a/b/c", "a/x/b/y/z", "a/b/b/b"}, []string{"a/b", "a/x/c"}},
+		{"ci-*", []string{"ci-1", "ci-"}, []string{"ci", "xci-1"}},
+		{"*-x-*", []string{"a-x-b", "-x-", "a-x-x-b"}, []string{"a-x", "ax-b"}},
+		{"a*b*c", []string{"abc", "aXbYc", "abbc"}, []string{"ab", "acb"}},
+	} {
+		if err := CheckPattern(c.pattern); err != nil {
+			t.Error(err)
+		}
+		d := NewDirectory(true, nil, []Grant{{"u", Pull, c.pattern}})
+		caller := Caller{Kind: KindUser, Name: "u"}
+		for _, repo := range c.yes {
+			if g, ok := d.Decide(caller, Pull, repo); !ok || g.Pattern != c.pattern {
+				t.Errorf("%s does not match %s", c.pattern, repo)
+			}
+		}
+		for _, repo := range c.no {
+			if _, ok := d.Decide(caller, Pull, repo); ok {
+				t.Errorf("%s matches %s", c.pattern, repo)
+			}
+		}
+	}
+}
+
+func TestBadGrants(t *testing.T) {
+	for _, g := range []Grant{
+		{"", Pull, "a"}, {"a:b", Pull, "a"}, {"group:", Pull, "a"}, {"group:anonymous", Pull, "a"}, {"-a", Pull, "a"},
+		{strings.Repeat("a", 65), Pull, "a"}, {"a", 0, "a"}, {"a", Pull | Push, "a"}, {"anonymous", Admin, "a"},
+		{"a", Pull, ""}, {"a", Pull, "/a"}, {"a", Pull, "a/"}, {"a", Pull, "a//b"}, {"a", Pull, "A"}, {"a", Pull, "a**"},
+		{"a", Pull, "**/**"}, {"a", Pull, "a?"}, {"a", Pull, strings.Repeat("a", 256)}, {"a\x00", Pull, "a"},
+	} {
+		if g.Validate() == nil {
+			t.Errorf("%q is accepted", g)
+		}
+	}
+}
+
+// The whole of who may do what, by table: a caller, and the rights that it has on three repositories.
+func TestDecide(t *testing.T) {
+	principals := []Principal{
+		{Name: "alice", Kind: KindUser, Groups: []string{"dev"}, Generation: 1}, {Name: "root", Kind: KindUser},
+		{Name: "ci", Kind: KindRobot},
+	}
+	grants := []Grant{
+		{"alice", Push, "team/**"}, {"group:dev", Delete, "team/app"}, {"ci", Pull, "**"}, {"root", Admin, "**"},
+		{"anonymous", Pull, "public/*"}, {"alice", Admin, "mine/*"},
+	}
+	d := NewDirectory(true, principals, grants)
+	off := NewDirectory(false, principals, grants)
+	alice, _ := d.Active("alice", time.Now())
+	ci, _ := d.Active("ci", time.Now())
+	root, _ := d.Active("root", time.Now())
+	limited := alice
+	limited.Limit = limitOf([]Scope{{"repository", "team/app", []string{"pull"}}})
+	repos := []string{"team/app", "public/x", "mine/x", "other"}
+	for _, c := range []struct {
+		name   string
+		d      *Directory
+		caller Caller
+		want   [4]string // of p(ull) P(ush) d(elete) a(dmin), by repository
+	}{
+		{"nobody", d, Caller{}, [4]string{"", "", "", ""}},
+		{"anybody", d, Anybody(), [4]string{"", "p", "", ""}},
+		{"alice", d, alice, [4]string{"pPd", "p", "pPda", ""}},
+		{"alice with a token", d, limited, [4]string{"p", "", "", ""}},
+		{"a robot", d, ci, [4]string{"p", "p", "p", "p"}},
+		{"an administrator", d, root, [4]string{"pPda", "pPda", "pPda", "pPda"}},
+		{"the operator", d, Operator(), [4]string{"pPda", "pPda", "pPda", "pPda"}},
+		{"an unknown user", d, Caller{Kind: KindUser, Name: "eve"}, [4]string{"", "p", "", ""}},
+		{"a user called like a group's subject", d, Caller{Kind: KindAnonymous, Name: "root"}, [4]string{"", "p", "", ""}},
+		{"anybody, open", off, Anybody(), [4]string{"pPd", "pPd", "pPd", "pPd"}},
+		{"nobody, open", off, Caller{}, [4]string{"", "", "", ""}},
+	} {
+		for i, repo := range repos {
+			for j, right := range []Right{Pull, Push, Delete, Admin} {
+				_, got := c.d.Decide(c.caller, right, repo)
+				if want := strings.Contains(c.want[i], string("pPda"[j])); got != want {
+					t.Errorf("%s, %s on %s: %v", c.name, right, repo, got)
+				}
+			}
+		}
+	}
+	for _, c := range []struct {
+		caller Caller
+		want   bool
+	}{{root, true}, {alice, false}, {ci, false}, {Anybody(), false}, {Operator(), true}, {Caller{}, false}} {
+		if d.Administers(c.caller) != c.want {
+			t.Errorf("%v administers: %v", c.caller, !c.want)
+		}
+	}
+}
+
+func TestWhoIsActive(t *testing.T) {
+	now := time.Unix(1000, 0)
+	d := NewDirectory(true, []Principal{
+		{Name: "gone", Kind: KindUser, Disabled: true}, {Name: "over", Kind: KindRobot, Expires: now},
+		{Name: "soon", Kind: KindRobot, Expires: now.Add(time.Second)},
+	}, nil)
+	for name, want := range map[string]bool{"gone": false, "over": false, "soon": true, "who": false, "": false} {
+		if _, ok := d.Active(name, now); ok != want {
+			t.Errorf("%q is active: %v", name, ok)
+		}
+	}
+}
+
+func FuzzPattern(f *testing.F) {
+	f.Add("a/**/b*", "a/x/bc")
+	f.Fuzz(func(t *testing.T, pattern, repo string) {
+		if CheckPattern(pattern) != nil {
+			return
+		}
+		d := NewDirectory(true, nil, []Grant{{"u", Pull, pattern}})
+		_, got := d.Decide(Caller{Kind: KindUser, Name: "u"}, Pull, repo)
+		if want := slowMatch(strings.Split(pattern, "/"), strings.Split(repo, "/")); got != want {
+			t.Errorf("%q matches %q: %v", pattern, repo, got)
+		}
+	})
+}
+
+// slowMatch is the definition, by trying everything.
+func slowMatch(p, s []string) bool {
+	switch {
+	case len(p) == 0:
+		return len(s) == 0
+	case p[0] == Everything && len(p) == 1:
+		return len(s) > 0
+	case p[0] == Everything:
+		return slowMatch(p[1:], s) || len(s) > 0 && slowMatch(p, s[1:])
+	}
+	return len(s) > 0 && slowGlob(p[0], s[0]) && slowMatch(p[1:], s[1:])
+}
+
+func slowGlob(p, s string) bool {
+	switch {
+	case p == "":
+		return s == ""
+	case p[0] == '*':
+		return slowGlob(p[1:], s) || s != "" && slowGlob(p, s[1:])
+	}
+	return s != "" && p[0] == s[0] && slowGlob(p[1:], s[1:])
+}
+
+// BenchmarkDecide is one decision among 10,000 grants of 1,000 users, allocations included.
+func BenchmarkDecide(b *testing.B) {
+	var grants []Grant
+	var principals []Principal
+	for u := range 1000 {
+		name := fmt.Sprintf("user%d", u)
+		principals = append(principals, Principal{Name: name, Kind: KindUser, Groups: []string{"dev", "ops"}})
+		for g := range 10 {
+			grants = append(grants, Grant{name, Push, fmt.Sprintf("team%d/**/app-%d*", u, g)})
+		}
+	}
+	d := NewDirectory(true, principals, grants)
+	c, _ := d.Active("user500", time.Now())
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, ok := d.Decide(c, Pull, "team500/a/b/c/app-9x"); !ok {
+			b.Fatal("refused")
+		}
+	}
+}

@@ -1,0 +1,214 @@
+package auth
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+)
+
+// ErrWrongLogin is a name or a password that isn't right; which of the two it is stays unsaid.
+var ErrWrongLogin = errors.New("unknown user or wrong password")
+
+// TooManyLoginsError says that passwords are being guessed, or that more logins wait than are checked at a time.
+type TooManyLoginsError struct{ RetryAfter time.Duration }
+
+func (e *TooManyLoginsError) Error() string {
+	return fmt.Sprintf("too many logins; try again in %s", e.RetryAfter)
+}
+
+const (
+	// bcryptCost takes about 50 ms on a machine of these years.
+	bcryptCost  = 10
+	maxPassword = 72 // bytes; bcrypt knows no more
+	minPassword = 8
+
+	cacheLife  = time.Minute
+	cacheLimit = 10_000
+	maxWaiting = 64 // logins that wait for a bcrypt
+)
+
+// HashPassword makes a user's hash. It refuses what is too short to be safe or longer than bcrypt looks at.
+func HashPassword(password string) ([]byte, error) {
+	if len(password) < minPassword || len(password) > maxPassword {
+		return nil, fmt.Errorf("a password has %d to %d bytes; this one has %d", minPassword, maxPassword, len(password))
+	}
+	return bcrypt.GenerateFromPassword([]byte(password), bcryptCost)
+}
+
+// CheckHash accepts a bcrypt hash that somebody else made, as htpasswd -B does.
+func CheckHash(hash []byte) error {
+	cost, err := bcrypt.Cost(hash)
+	if err != nil {
+		return errors.New("not a bcrypt hash (htpasswd makes them with -B)")
+	}
+	if cost > bcryptCost+4 {
+		return fmt.Errorf("a bcrypt hash of cost %d would make each login take seconds; %d is the limit", cost, bcryptCost+4)
+	}
+	return nil
+}
+
+// NewSecret makes a robot's secret, and what is kept of it.
+func NewSecret() (text string, kept Secret) {
+	text = "pier_" + rand.Text() + rand.Text()
+	sum := sha256.Sum256([]byte(text))
+	return text, Secret{ID: rand.Text()[:8], Hash: sum[:]}
+}
+
+// Logins checks passwords at a bounded cost: few bcrypt runs at a time, none for what was verified within the last minute,
+// and growing pauses for an account and an address from which wrong ones come. Safe for concurrent use.
+type Logins struct {
+	now   func() time.Time
+	key   []byte // of this process
+	dummy []byte
+	runs  chan struct{}
+
+	mu       sync.Mutex
+	waiting  int
+	verified map[[sha256.Size]byte]time.Time // end, by keyed hash of name, hash and password
+	accounts *failures
+	sources  *failures
+}
+
+// NewLogins makes a checker that knows of no failures yet.
+func NewLogins(now func() time.Time) (*Logins, error) {
+	dummy, err := bcrypt.GenerateFromPassword([]byte(rand.Text()), bcryptCost)
+	if err != nil {
+		return nil, err
+	}
+	return &Logins{
+		now: now, key: []byte(rand.Text()), dummy: dummy, runs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		verified: make(map[[sha256.Size]byte]time.Time),
+		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second),
+	}, nil
+}
+
+// Login gives the caller with that name and password. ErrWrongLogin says no in the same words and the same time for a
+// name that doesn't exist; a *TooManyLoginsError says not now. source is where the caller comes from, without a port.
+func (l *Logins) Login(ctx context.Context, d *Directory, name, password, source string) (Caller, error) {
+	p, _ := d.Find(name)
+	seen := l.digest(p, password)
+	if !l.secretMatches(p, password) && !l.remembers(seen) {
+		if err := l.check(ctx, p, name, password, source); err != nil {
+			return Caller{}, err
+		}
+		l.remember(seen)
+	}
+	c, ok := d.Active(name, l.now())
+	if !ok {
+		return Caller{}, ErrWrongLogin
+	}
+	return c, nil
+}
+
+func (l *Logins) check(ctx context.Context, p Principal, name, password, source string) error {
+	if err := l.tooSoon(name, source); err != nil {
+		return err
+	}
+	if err := l.enter(ctx); err != nil {
+		return err
+	}
+	defer func() { <-l.runs }()
+	if err := l.tooSoon(name, source); err != nil {
+		return err // those before it in the line were wrong
+	}
+	hash, possible := p.Password, p.Kind == KindUser && len(p.Password) > 0 && len(password) <= maxPassword
+	if !possible {
+		hash = l.dummy
+	}
+	err := bcrypt.CompareHashAndPassword(hash, []byte(password[:min(len(password), maxPassword)]))
+	right := err == nil && possible
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !right {
+		l.accounts.note(name, l.now())
+		l.sources.note(source, l.now())
+		return ErrWrongLogin
+	}
+	l.accounts.forget(name)
+	return nil
+}
+
+// secretMatches needs no bcrypt and no pause: a robot's secret is too long to be guessed.
+func (l *Logins) secretMatches(p Principal, text string) bool {
+	if p.Kind != KindRobot {
+		return false
+	}
+	sum := sha256.Sum256([]byte(text))
+	found := 0
+	for _, s := range p.Secrets {
+		if s.Expires.IsZero() || l.now().Before(s.Expires) {
+			found |= subtle.ConstantTimeCompare(sum[:], s.Hash)
+		}
+	}
+	return found == 1
+}
+
+// enter waits for a place among the bcrypt runs.
+func (l *Logins) enter(ctx context.Context) error {
+	l.mu.Lock()
+	if l.waiting >= maxWaiting {
+		l.mu.Unlock()
+		return &TooManyLoginsError{RetryAfter: time.Second}
+	}
+	l.waiting++
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		l.waiting--
+		l.mu.Unlock()
+	}()
+	select {
+	case l.runs <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *Logins) tooSoon(name, source string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if wait := max(l.accounts.pause(name, now), l.sources.pause(source, now)); wait > 0 {
+		return &TooManyLoginsError{RetryAfter: wait}
+	}
+	return nil
+}
+
+// digest names a login that was right, without keeping its password. A changed password or generation makes it another
+// one.
+func (l *Logins) digest(p Principal, password string) (out [sha256.Size]byte) {
+	h := hmac.New(sha256.New, l.key)
+	fmt.Fprintf(h, "%s\x00%s\x00%d\x00%s", p.Name, p.Password, p.Generation, password)
+	copy(out[:], h.Sum(nil))
+	return out
+}
+
+func (l *Logins) remembers(seen [sha256.Size]byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.now().Before(l.verified[seen])
+}
+
+func (l *Logins) remember(seen [sha256.Size]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if len(l.verified) >= cacheLimit {
+		for k, end := range l.verified {
+			if len(l.verified) >= cacheLimit || !now.Before(end) {
+				delete(l.verified, k)
+			}
+		}
+	}
+	l.verified[seen] = now.Add(cacheLife)
+}

@@ -1,0 +1,195 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+)
+
+// clock is a time that the test moves.
+type clock struct {
+	mu sync.Mutex
+	at time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
+}
+
+func (c *clock) pass(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = c.at.Add(d)
+}
+
+func cheapHash(t *testing.T, password string) []byte {
+	t.Helper()
+	h, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func logins(t *testing.T) (*Logins, *clock) {
+	t.Helper()
+	c := &clock{at: time.Unix(1_000_000, 0)}
+	l, err := NewLogins(c.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.dummy = cheapHash(t, "nobody's")
+	return l, c
+}
+
+func TestLogin(t *testing.T) {
+	l, c := logins(t)
+	text, secret := NewSecret()
+	oldText, old := NewSecret()
+	old.Expires = c.now()
+	d := NewDirectory(true, []Principal{
+		{Name: "alice", Kind: KindUser, Password: cheapHash(t, "p:ss wörd\x00"), Groups: []string{"dev"}},
+		{Name: "off", Kind: KindUser, Password: cheapHash(t, "right one"), Disabled: true},
+		{Name: "outside", Kind: KindUser},
+		{Name: "ci", Kind: KindRobot, Secrets: []Secret{old, secret}},
+	}, nil)
+	for _, x := range []struct {
+		name, password string
+		ok             bool
+	}{
+		{"alice", "p:ss wörd\x00", true}, {"alice", "p:ss wörd\x00", true}, {"alice", "p:ss wörd", false}, {"alice", "", false},
+		{"Alice", "p:ss wörd\x00", false}, {"off", "right one", false}, {"outside", "", false}, {"", "", false},
+		{"ci", text, true}, {"ci", oldText, false}, {"ci", text[:len(text)-1], false}, {"alice", text, false},
+		{"alice", strings.Repeat("x", 10_000), false}, {strings.Repeat("x", 10_000), "x", false},
+	} {
+		got, err := l.Login(t.Context(), d, x.name, x.password, "192.0.2.1")
+		if x.ok && (err != nil || got.Name != x.name) || !x.ok && !errors.Is(err, ErrWrongLogin) {
+			t.Errorf("%.20q with %.20q: %v, %v", x.name, x.password, got, err)
+		}
+	}
+}
+
+// Guessing makes an account and an address wait; who is known to be right doesn't.
+func TestGuessingIsSlowedDown(t *testing.T) {
+	l, c := logins(t)
+	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser, Password: cheapHash(t, "right one")}, {Name: "bob", Kind: KindUser, Password: cheapHash(t, "bob's own")}}, nil)
+	login := func(name, password, source string) error {
+		_, err := l.Login(t.Context(), d, name, password, source)
+		return err
+	}
+	if err := login("alice", "right one", "192.0.2.9"); err != nil {
+		t.Fatal(err)
+	}
+	var slowed *TooManyLoginsError
+	last := time.Duration(0)
+	for i := range 12 {
+		err := login("alice", "guess", "192.0.2.1")
+		if i < 5 && !errors.Is(err, ErrWrongLogin) {
+			t.Fatalf("guess %d: %v", i, err)
+		}
+		if errors.As(err, &slowed) {
+			if slowed.RetryAfter < last || slowed.RetryAfter > 10*time.Second {
+				t.Errorf("guess %d waits %s after %s", i, slowed.RetryAfter, last)
+			}
+			last = slowed.RetryAfter
+			c.pass(slowed.RetryAfter)
+		}
+	}
+	if last < time.Second {
+		t.Errorf("the pauses grow to %s only", last)
+	}
+	_ = login("alice", "guess", "192.0.2.1")
+	if err := login("alice", "right one", "192.0.2.9"); err != nil {
+		t.Errorf("who was right a moment ago is kept out: %v", err)
+	}
+	if err := login("bob", "bob's own", "192.0.2.1"); err != nil {
+		t.Errorf("another account from that address: %v", err)
+	}
+	for i := range 40 {
+		_ = login("user"+string(rune('a'+i)), "guess", "192.0.2.1")
+	}
+	if err := login("bob", "bob's other", "192.0.2.1"); !errors.As(err, &slowed) {
+		t.Errorf("an address that tries many names: %v", err)
+	}
+}
+
+// A changed password or a new generation makes what was remembered worthless, and time does too.
+func TestVerifiedLoginsAreForgotten(t *testing.T) {
+	l, c := logins(t)
+	alice := Principal{Name: "alice", Kind: KindUser, Password: cheapHash(t, "right one"), Generation: 1}
+	seen := l.digest(alice, "right one")
+	if _, err := l.Login(t.Context(), NewDirectory(true, []Principal{alice}, nil), "alice", "right one", "x"); err != nil {
+		t.Fatal(err)
+	}
+	if !l.remembers(seen) {
+		t.Fatal("it is not remembered")
+	}
+	changed := alice
+	changed.Password = cheapHash(t, "a new one")
+	if _, err := l.Login(t.Context(), NewDirectory(true, []Principal{changed}, nil), "alice", "right one", "x"); !errors.Is(err, ErrWrongLogin) {
+		t.Errorf("the old password: %v", err)
+	}
+	c.pass(cacheLife)
+	if l.remembers(seen) {
+		t.Error("it is remembered for ever")
+	}
+}
+
+// More logins than are checked at a time wait, a few; the rest is sent away.
+func TestLoginsAreBounded(t *testing.T) {
+	l, _ := logins(t)
+	for range cap(l.runs) {
+		l.runs <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	d := NewDirectory(true, nil, nil)
+	answers := make(chan error, maxWaiting+1)
+	for range maxWaiting + 1 {
+		go func() {
+			_, err := l.Login(ctx, d, "x", "y", "z")
+			answers <- err
+		}()
+	}
+	var slowed *TooManyLoginsError
+	if err := <-answers; !errors.As(err, &slowed) {
+		t.Errorf("one too many: %v", err)
+	}
+	cancel()
+	for range maxWaiting {
+		if err := <-answers; !errors.Is(err, context.Canceled) {
+			t.Errorf("one that waits: %v", err)
+		}
+	}
+}
+
+func TestFailuresStayBounded(t *testing.T) {
+	f := newFailures(1, time.Second)
+	now := time.Unix(1_000_000, 0)
+	for i := range 3 * failureLimit {
+		f.note(string(rune(i)), now)
+	}
+	if len(f.seen) > failureLimit {
+		t.Errorf("%d are kept", len(f.seen))
+	}
+}
+
+func TestHashes(t *testing.T) {
+	for _, bad := range []string{"", "short", strings.Repeat("x", 73)} {
+		if _, err := HashPassword(bad); err == nil {
+			t.Errorf("a password of %d bytes is accepted", len(bad))
+		}
+	}
+	if CheckHash([]byte("{SHA}abc")) == nil || CheckHash([]byte("$2y$20$"+strings.Repeat("a", 53))) == nil {
+		t.Error("a hash that can't be used is accepted")
+	}
+	if err := CheckHash(cheapHash(t, "x")); err != nil {
+		t.Error(err)
+	}
+}

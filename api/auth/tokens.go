@@ -1,0 +1,156 @@
+package auth
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// Token errors. Both mean 401; ErrTokenExpired tells the client that asking for another helps.
+var (
+	ErrTokenInvalid = errors.New("the token is not one of this cluster")
+	ErrTokenExpired = errors.New("the token has expired")
+)
+
+const (
+	issuer     = "pier"
+	maxToken   = 16 << 10
+	clockSlack = 30 * time.Second // nodes' clocks may differ by this much
+
+	useAccess  = "access"
+	useRefresh = "refresh"
+)
+
+// Keys are the cluster's token keys: the first signs, all verify, so that one can follow the other without a stop.
+type Keys struct {
+	sign     ed25519.PrivateKey
+	signID   string
+	verifies map[string]ed25519.PublicKey
+}
+
+// NewKeys takes one 32-byte seed for each secret of the cluster, the newest first.
+func NewKeys(seeds [][]byte) (*Keys, error) {
+	if len(seeds) == 0 {
+		return nil, errors.New("there is no key to sign tokens with")
+	}
+	k := &Keys{verifies: make(map[string]ed25519.PublicKey, len(seeds))}
+	for _, seed := range seeds {
+		if len(seed) != ed25519.SeedSize {
+			return nil, fmt.Errorf("a token key's seed has %d bytes, not %d", len(seed), ed25519.SeedSize)
+		}
+		key := ed25519.NewKeyFromSeed(seed)
+		public := key.Public().(ed25519.PublicKey)
+		sum := sha256.Sum256(public)
+		id := base64.RawURLEncoding.EncodeToString(sum[:12])
+		if k.sign == nil {
+			k.sign, k.signID = key, id
+		}
+		k.verifies[id] = public
+	}
+	return k, nil
+}
+
+// claims are a token's content. Sub is empty for anybody.
+type claims struct {
+	jwt.RegisteredClaims
+	Use        string  `json:"use"`
+	Kind       Kind    `json:"kind"`
+	Generation uint64  `json:"gen,omitempty"`
+	Access     []Scope `json:"access,omitempty"`
+}
+
+// Token is a signed token and its end.
+type Token struct {
+	Text           string
+	Issued, Expiry time.Time
+}
+
+// Issue signs an access token for what was granted.
+func (k *Keys) Issue(c Caller, service string, access []Scope, now time.Time, life time.Duration) (Token, error) {
+	return k.issue(c, service, claims{Use: useAccess, Access: access}, now, life)
+}
+
+// IssueRefresh signs a token that stands for a password when access tokens are asked for.
+func (k *Keys) IssueRefresh(c Caller, service string, now time.Time, life time.Duration) (Token, error) {
+	return k.issue(c, service, claims{Use: useRefresh}, now, life)
+}
+
+func (k *Keys) issue(c Caller, service string, cl claims, now time.Time, life time.Duration) (Token, error) {
+	now = now.Truncate(time.Second)
+	t := Token{Issued: now, Expiry: now.Add(life)}
+	cl.Kind, cl.Generation = c.Kind, c.Generation
+	cl.RegisteredClaims = jwt.RegisteredClaims{
+		Issuer: issuer, Subject: c.Name, Audience: jwt.ClaimStrings{service}, ID: rand.Text(),
+		IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(t.Expiry),
+	}
+	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, &cl)
+	token.Header["kid"] = k.signID
+	var err error
+	t.Text, err = token.SignedString(k.sign)
+	return t, err
+}
+
+// Verify gives the caller of an access token: who it was when the token was made, limited to what it was made for.
+func (k *Keys) Verify(text, service string, now time.Time) (Caller, error) {
+	cl, err := k.verify(text, service, useAccess, now)
+	if err != nil {
+		return Caller{}, err
+	}
+	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation, Limit: limitOf(cl.Access)}, nil
+}
+
+// VerifyRefresh gives the caller of a refresh token.
+func (k *Keys) VerifyRefresh(text, service string, now time.Time) (Caller, error) {
+	cl, err := k.verify(text, service, useRefresh, now)
+	if err != nil {
+		return Caller{}, err
+	}
+	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation}, nil
+}
+
+func (k *Keys) verify(text, service, use string, now time.Time) (*claims, error) {
+	if len(text) > maxToken {
+		return nil, ErrTokenInvalid
+	}
+	var cl claims
+	_, err := jwt.ParseWithClaims(text, &cl, k.find,
+		jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithIssuer(issuer), jwt.WithAudience(service),
+		jwt.WithExpirationRequired(), jwt.WithNotBeforeRequired(), jwt.WithLeeway(clockSlack), jwt.WithStrictDecoding(),
+		jwt.WithTimeFunc(func() time.Time { return now }))
+	switch {
+	case err == nil && cl.Use == use:
+		return &cl, nil
+	case errors.Is(err, jwt.ErrTokenExpired):
+		return nil, ErrTokenExpired
+	}
+	return nil, ErrTokenInvalid // why is nobody's business who can't sign
+}
+
+func (k *Keys) find(t *jwt.Token) (any, error) {
+	id, _ := t.Header["kid"].(string)
+	key, ok := k.verifies[id]
+	if !ok {
+		return nil, ErrTokenInvalid
+	}
+	return key, nil
+}
+
+// Renew gives the caller as it is now, for one that a token names: nothing where the principal is gone, disabled or has
+// changed since. Groups and grants are today's.
+func (d *Directory) Renew(c Caller, now time.Time) (Caller, bool) {
+	if c.Kind == KindAnonymous {
+		return c, true
+	}
+	today, ok := d.Active(c.Name, now)
+	if !ok || today.Kind != c.Kind || today.Generation != c.Generation {
+		return Caller{}, false
+	}
+	today.Limit = c.Limit
+	return today, true
+}

@@ -1,0 +1,182 @@
+package auth
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+func seed(b byte) []byte { return bytes.Repeat([]byte{b}, ed25519.SeedSize) }
+
+func keys(t testing.TB, seeds ...byte) *Keys {
+	t.Helper()
+	var all [][]byte
+	for _, b := range seeds {
+		all = append(all, seed(b))
+	}
+	k, err := NewKeys(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func TestTokenSaysWhatWasGranted(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	k := keys(t, 1)
+	alice := Caller{Kind: KindUser, Name: "alice", Generation: 7}
+	token, err := k.Issue(alice, "pier", []Scope{{"repository", "team/app", []string{"pull", "push"}}, CatalogScope()}, now, 5*time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []*Keys{k, keys(t, 1), keys(t, 2, 1)} { // this node, another one, one after a new secret
+		c, err := other.Verify(token.Text, "pier", now.Add(time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Name != "alice" || c.Generation != 7 || c.Limit.Repositories["team/app"] != Pull|Push || !c.Limit.Catalog || c.Limit.Cluster {
+			t.Errorf("the token says %+v", c)
+		}
+	}
+	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser, Generation: 7, Groups: []string{"x"}}}, nil)
+	if c, ok := d.Renew(alice, now); !ok || !slices.Equal(c.Groups, []string{"x"}) {
+		t.Errorf("renewed to %+v, %v", c, ok)
+	}
+	for what, p := range map[string]Principal{
+		"changed": {Name: "alice", Kind: KindUser, Generation: 8}, "disabled": {Name: "alice", Kind: KindUser, Generation: 7, Disabled: true},
+		"another kind": {Name: "alice", Kind: KindRobot, Generation: 7}, "gone": {Name: "bob", Kind: KindUser, Generation: 7},
+	} {
+		if _, ok := NewDirectory(true, []Principal{p}, nil).Renew(alice, now); ok {
+			t.Errorf("a caller that is %s is renewed", what)
+		}
+	}
+}
+
+// Everything that an attacker may try with a token ends in the same refusal.
+func TestForgedTokens(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	k := keys(t, 1)
+	alice := Caller{Kind: KindUser, Name: "alice"}
+	good, _ := k.Issue(alice, "pier", nil, now, time.Minute)
+	refresh, _ := k.IssueRefresh(alice, "pier", now, time.Hour)
+	foreign, _ := keys(t, 2).Issue(alice, "pier", nil, now, time.Minute)
+	early, _ := k.Issue(alice, "pier", nil, now.Add(time.Hour), time.Hour)
+	audience, _ := k.Issue(alice, "other", nil, now, time.Minute)
+	parts := strings.Split(good.Text, ".")
+	header := func(h map[string]string) string {
+		b, _ := json.Marshal(h)
+		return base64.RawURLEncoding.EncodeToString(b)
+	}
+	hmacKey := k.verifies[k.signID]
+	swapped := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"iss": issuer, "aud": "pier", "exp": now.Add(time.Minute).Unix(), "nbf": now.Unix(), "use": useAccess})
+	swapped.Header["kid"] = k.signID
+	hs, err := swapped.SignedString([]byte(hmacKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	endless := jwt.NewWithClaims(jwt.SigningMethodEdDSA, jwt.MapClaims{"iss": issuer, "aud": "pier", "nbf": now.Unix(), "use": useAccess})
+	endless.Header["kid"] = k.signID
+	noEnd, err := endless.SignedString(k.sign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, text := range map[string]string{
+		"empty": "", "garbage": "a.b.c", "a megabyte": strings.Repeat("a", 1<<20), "another cluster's": foreign.Text, "not yet valid": early.Text,
+		"another audience": audience.Text, "refresh": refresh.Text, "truncated": good.Text[:len(good.Text)-2], "without signature": parts[0] + "." + parts[1] + ".",
+		"alg none": header(map[string]string{"alg": "none", "kid": k.signID}) + "." + parts[1] + ".", "alg swapped": hs, "without end": noEnd,
+		"other payload": parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"root"}`)) + "." + parts[2], "padded": good.Text + "=",
+	} {
+		if _, err := k.Verify(text, "pier", now); !errors.Is(err, ErrTokenInvalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := k.Verify(good.Text, "pier", now.Add(2*time.Minute)); !errors.Is(err, ErrTokenExpired) {
+		t.Errorf("expired: %v", err)
+	}
+	if _, err := k.VerifyRefresh(good.Text, "pier", now); !errors.Is(err, ErrTokenInvalid) {
+		t.Errorf("access token as refresh token: %v", err)
+	}
+	if c, err := k.VerifyRefresh(refresh.Text, "pier", now); err != nil || c.Name != "alice" {
+		t.Errorf("refresh: %v %v", c, err)
+	}
+}
+
+func TestGrantable(t *testing.T) {
+	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser}}, []Grant{{"alice", Pull, "a/*"}, {"alice", Delete, "a/b"}})
+	alice, _ := d.Active("alice", time.Now())
+	asked, err := ParseScopes([]string{"repository:a/b:pull,push,push repository:x:pull", "repository:a/b:*", "registry:catalog:*", "repository:host:5000/a:pull", "strange:x:y", "cluster:this:admin"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range d.Grantable(alice, asked) {
+		got = append(got, s.String())
+	}
+	want := []string{"repository:a/b:pull", "repository:a/b:pull,delete", "registry:catalog:*"}
+	if !slices.Equal(got, want) {
+		t.Errorf("granted %q, want %q", got, want)
+	}
+	for _, bad := range []string{"repository", "repository:", ":x:pull", "repository::pull", strings.Repeat("repository:a:pull ", maxScopes+1)} {
+		if _, err := ParseScopes([]string{bad}); err == nil {
+			t.Errorf("scope %.40q is accepted", bad)
+		}
+	}
+}
+
+func FuzzScope(f *testing.F) {
+	f.Add("repository:a/b:pull,push registry:catalog:*")
+	f.Fuzz(func(t *testing.T, text string) {
+		scopes, err := ParseScopes([]string{text})
+		if err != nil {
+			return
+		}
+		d := NewDirectory(true, nil, []Grant{{Anonymous, Pull, "public/**"}})
+		for _, s := range d.Grantable(Anybody(), scopes) {
+			if s.Type == "repository" && (!strings.HasPrefix(s.Name, "public/") || !slices.Equal(s.Actions, []string{"pull"})) {
+				t.Errorf("%q was granted for %q", s, text)
+			}
+		}
+	})
+}
+
+func FuzzToken(f *testing.F) {
+	k, err := NewKeys([][]byte{seed(1)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	now := time.Unix(1_000_000, 0)
+	good, err := k.Issue(Caller{Kind: KindUser, Name: "alice"}, "pier", nil, now, time.Minute)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good.Text)
+	f.Fuzz(func(t *testing.T, text string) {
+		if c, err := k.Verify(text, "pier", now); err == nil && text != good.Text {
+			t.Errorf("%q is taken for a token of %+v", text, c)
+		}
+	})
+}
+
+// BenchmarkVerify is the check of one token, all of it.
+func BenchmarkVerify(b *testing.B) {
+	now := time.Unix(1_000_000, 0)
+	k := keys(b, 1)
+	token, err := k.Issue(Caller{Kind: KindUser, Name: "alice"}, "pier", []Scope{{"repository", "team/app", []string{"pull"}}}, now, time.Minute)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := k.Verify(token.Text, "pier", now); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
