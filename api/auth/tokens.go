@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -27,19 +28,26 @@ const (
 	useRefresh = "refresh"
 )
 
-// Keys are the cluster's token keys: the first signs, all verify, so that one can follow the other without a stop.
+// Keys are the cluster's token keys: the first signs, all verify, so that one can follow the other without a stop. Safe for
+// concurrent use.
 type Keys struct {
 	sign     ed25519.PrivateKey
 	signID   string
 	verifies map[string]ed25519.PublicKey
+
+	mu   sync.Mutex
+	seen map[[sha256.Size]byte]*claims // verified before: a client shows the same token with each request
 }
+
+// maxSeen bounds the verified tokens that are kept; each takes about a kilobyte.
+const maxSeen = 4096
 
 // NewKeys takes one 32-byte seed for each secret of the cluster, the newest first.
 func NewKeys(seeds [][]byte) (*Keys, error) {
 	if len(seeds) == 0 {
 		return nil, errors.New("there is no key to sign tokens with")
 	}
-	k := &Keys{verifies: make(map[string]ed25519.PublicKey, len(seeds))}
+	k := &Keys{verifies: make(map[string]ed25519.PublicKey, len(seeds)), seen: make(map[[sha256.Size]byte]*claims)}
 	for _, seed := range seeds {
 		if len(seed) != ed25519.SeedSize {
 			return nil, fmt.Errorf("a token key's seed has %d bytes, not %d", len(seed), ed25519.SeedSize)
@@ -63,6 +71,7 @@ type claims struct {
 	Kind       Kind    `json:"kind"`
 	Generation uint64  `json:"gen,omitempty"`
 	Access     []Scope `json:"access,omitempty"`
+	limit      *Limit
 }
 
 // Token is a signed token and its end.
@@ -102,7 +111,7 @@ func (k *Keys) Verify(text, service string, now time.Time) (Caller, error) {
 	if err != nil {
 		return Caller{}, err
 	}
-	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation, Limit: limitOf(cl.Access)}, nil
+	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation, Limit: cl.limit}, nil
 }
 
 // VerifyRefresh gives the caller of a refresh token.
@@ -114,22 +123,54 @@ func (k *Keys) VerifyRefresh(text, service string, now time.Time) (Caller, error
 	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation}, nil
 }
 
+// verify checks use and time each time, and all else once.
 func (k *Keys) verify(text, service, use string, now time.Time) (*claims, error) {
 	if len(text) > maxToken {
 		return nil, ErrTokenInvalid
 	}
+	sum := sha256.Sum256([]byte(service + "\x00" + text))
+	k.mu.Lock()
+	cl := k.seen[sum]
+	k.mu.Unlock()
+	if cl == nil {
+		var err error
+		if cl, err = k.parse(text, service, now); err != nil {
+			return nil, err
+		}
+		k.keep(sum, cl)
+	}
+	switch {
+	case cl.Use != use || now.Add(clockSlack).Before(cl.NotBefore.Time):
+		return nil, ErrTokenInvalid
+	case now.After(cl.ExpiresAt.Add(clockSlack)):
+		return nil, ErrTokenExpired
+	}
+	return cl, nil
+}
+
+func (k *Keys) parse(text, service string, now time.Time) (*claims, error) {
 	var cl claims
 	_, err := jwt.ParseWithClaims(text, &cl, k.find,
 		jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithIssuer(issuer), jwt.WithAudience(service),
 		jwt.WithExpirationRequired(), jwt.WithNotBeforeRequired(), jwt.WithLeeway(clockSlack), jwt.WithStrictDecoding(),
 		jwt.WithTimeFunc(func() time.Time { return now }))
-	switch {
-	case err == nil && cl.Use == use:
-		return &cl, nil
-	case errors.Is(err, jwt.ErrTokenExpired):
+	if errors.Is(err, jwt.ErrTokenExpired) {
 		return nil, ErrTokenExpired
 	}
-	return nil, ErrTokenInvalid // why is nobody's business who can't sign
+	if err != nil {
+		return nil, ErrTokenInvalid // why is nobody's business who can't sign
+	}
+	cl.limit = limitOf(cl.Access)
+	return &cl, nil
+}
+
+func (k *Keys) keep(sum [sha256.Size]byte, cl *claims) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.seen) >= maxSeen {
+		clear(k.seen) // all are verified again within one request each; nothing cleverer is needed
+	}
+	k.seen[sum] = cl
 }
 
 func (k *Keys) find(t *jwt.Token) (any, error) {

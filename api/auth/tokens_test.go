@@ -165,7 +165,7 @@ func FuzzToken(f *testing.F) {
 	})
 }
 
-// BenchmarkVerify is the check of one token, all of it.
+// BenchmarkVerify is the check of a token that a client shows again and again.
 func BenchmarkVerify(b *testing.B) {
 	now := time.Unix(1_000_000, 0)
 	k := keys(b, 1)

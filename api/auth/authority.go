@@ -1,0 +1,110 @@
+package auth
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"time"
+)
+
+// certificateLife is short enough for clients that refuse long ones, and renewed long before its end.
+const (
+	certificateLife  = 90 * 24 * time.Hour
+	certificateRenew = 30 * 24 * time.Hour // before the end
+)
+
+// The CA's own dates are fixed, like everything else in it: each node makes the same certificate, byte for byte, from the
+// same secret, and a client trusts it once.
+var (
+	authorityBegins = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+	authorityEnds   = time.Date(2120, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+// Authority is the cluster's own CA for the certificates that clients see. P-256, which every client knows.
+type Authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+// NewAuthority derives the CA from 32 uniform bytes.
+func NewAuthority(seed []byte) (*Authority, error) {
+	if len(seed) != 32 {
+		return nil, fmt.Errorf("a certificate authority's seed has %d bytes, not 32", len(seed))
+	}
+	key, err := authorityKey(seed)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Pier registry CA"}, NotBefore: authorityBegins,
+		NotAfter: authorityEnds, IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	// Without a random source ECDSA signs by RFC 6979, the same bytes each time.
+	der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("make the certificate authority: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	return &Authority{cert: cert, key: key}, err
+}
+
+// authorityKey takes the first hash of the seed that is a key: all but one in 2^32 are.
+func authorityKey(seed []byte) (*ecdsa.PrivateKey, error) {
+	for i := range byte(8) {
+		sum := sha256.Sum256(append([]byte{i}, seed...))
+		if key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), sum[:]); err == nil {
+			return key, nil
+		}
+	}
+	return nil, errors.New("no key comes from this secret")
+}
+
+// PEM is the CA certificate as clients install it.
+func (a *Authority) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+// Issue makes a server certificate for names and addresses, good from an hour before now.
+func (a *Authority) Issue(hosts []string, now time.Time) (*tls.Certificate, error) {
+	if len(hosts) == 0 {
+		return nil, errors.New("a certificate needs a name or an address")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: hosts[0]}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(certificateLife),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, h)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	if err != nil {
+		return nil, fmt.Errorf("make the certificate for clients: %w", err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}

@@ -1,0 +1,160 @@
+package auth
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+func silent() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func authority(t *testing.T, b byte) *Authority {
+	t.Helper()
+	a, err := NewAuthority(seed(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// dial makes one handshake with what c serves, as a client that trusts a.
+func dial(t *testing.T, c *Certificates, a *Authority, name string) (*x509.Certificate, error) {
+	t.Helper()
+	lis, err := tls.Listen("tcp", "127.0.0.1:0", c.TLS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lis.Close() }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		conn, err := lis.Accept()
+		if err == nil {
+			_ = conn.(*tls.Conn).Handshake()
+			_ = conn.Close()
+		}
+	}()
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(a.PEM()) {
+		t.Fatal("the CA's PEM is no certificate")
+	}
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", lis.Addr().String(), &tls.Config{RootCAs: roots, ServerName: name})
+	<-done
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	return conn.ConnectionState().PeerCertificates[0], nil
+}
+
+// Every node makes the same CA from the same secret, so a client that trusts one trusts all.
+func TestAuthorityIsTheSameEverywhere(t *testing.T) {
+	one, two, other := authority(t, 1), authority(t, 1), authority(t, 2)
+	if !bytes.Equal(one.PEM(), two.PEM()) || bytes.Equal(one.PEM(), other.PEM()) {
+		t.Error("the CA isn't a function of the secret")
+	}
+	c, err := FromAuthority(func() (*Authority, error) { return two, nil }, func() []string { return []string{"registry.lan", "127.0.0.1"} }, time.Now, silent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"registry.lan", "127.0.0.1"} {
+		if _, err := dial(t, c, one, name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := dial(t, c, other, "registry.lan"); err == nil {
+		t.Error("another cluster's CA vouches for it")
+	}
+	if _, err := dial(t, c, one, "elsewhere.lan"); err == nil {
+		t.Error("the certificate is good for any name")
+	}
+}
+
+func TestCertificateIsRenewed(t *testing.T) {
+	at := &clock{at: time.Now()}
+	hosts, by := []string{"a.lan"}, authority(t, 1)
+	c, err := FromAuthority(func() (*Authority, error) { return by, nil }, func() []string { return hosts }, at.now, silent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := c.current
+	c.refresh()
+	if c.current != first {
+		t.Error("a good certificate is replaced")
+	}
+	at.pass(certificateLife - certificateRenew + time.Hour)
+	c.refresh()
+	renewed := c.current
+	if renewed == first || !renewed.Leaf.NotAfter.After(first.Leaf.NotAfter) {
+		t.Error("the certificate isn't renewed before it ends")
+	}
+	hosts = []string{"a.lan", "b.lan"}
+	c.refresh()
+	if c.current == renewed || c.current.Leaf.VerifyHostname("b.lan") != nil {
+		t.Error("a new name isn't covered")
+	}
+	by = authority(t, 2)
+	at.pass(certificateRenew - certificateLife - time.Hour) // today again, for a client that looks
+	c.refresh()
+	if _, err := dial(t, c, by, "b.lan"); err != nil {
+		t.Errorf("after the secret has changed: %v", err)
+	}
+}
+
+func writePair(t *testing.T, dir string, c *tls.Certificate) (cert, key string) {
+	t.Helper()
+	cert, key = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: c.Certificate[0]}, key: {Type: "PRIVATE KEY", Bytes: der}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
+}
+
+// A new pair of files is taken; a broken one leaves the old in place and is reported; a missing one at the start is an error.
+func TestFilesAreReloaded(t *testing.T) {
+	a, dir := authority(t, 1), t.TempDir()
+	if _, err := FromFiles(filepath.Join(dir, "no"), filepath.Join(dir, "no"), silent()); err == nil {
+		t.Error("missing files are accepted")
+	}
+	first, err := a.Issue([]string{"a.lan"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key := writePair(t, dir, first)
+	c, err := FromFiles(cert, key, silent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(key, []byte("broken"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.refresh()
+	if c.Fault() == nil {
+		t.Error("a broken key isn't reported")
+	}
+	if _, err := dial(t, c, a, "a.lan"); err != nil {
+		t.Errorf("after a broken change the old certificate is gone: %v", err)
+	}
+	second, err := a.Issue([]string{"b.lan"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePair(t, dir, second)
+	c.refresh()
+	if _, err := dial(t, c, a, "b.lan"); err != nil || c.Fault() != nil {
+		t.Errorf("the new pair isn't in use: %v, %v", err, c.Fault())
+	}
+}
