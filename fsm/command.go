@@ -12,7 +12,7 @@ import (
 
 // CurrentLevel is the newest command level that this build understands. Announced at boot; a command of a higher level is
 // proposed only when every member has announced it.
-const CurrentLevel uint64 = 1
+const CurrentLevel uint64 = 2
 
 // Identity makes a proposal idempotent. Seq counts up within a node's boot epoch; every number up to Done has been
 // answered or given up, so its answer may be forgotten.
@@ -164,6 +164,44 @@ type SettingAnswer struct {
 	_msgpack struct{} `msgpack:",as_array"`
 }
 
+// PutPrincipal makes a user or a robot (Was 0), or replaces the one whose generation is Was. The first user of all becomes
+// administrator and turns access control on. Answer: PrincipalAnswer.
+type PutPrincipal struct {
+	_msgpack  struct{} `msgpack:",as_array"`
+	Principal Principal
+	Was       uint64
+}
+
+// DeletePrincipal removes a user or a robot with its grants. Answer: PrincipalAnswer.
+type DeletePrincipal struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Name     string
+}
+
+// PrincipalAnswer gives the new generation, and whether this was the first user of all.
+type PrincipalAnswer struct {
+	_msgpack   struct{} `msgpack:",as_array"`
+	Generation uint64
+	First      bool
+}
+
+// PutGrant adds a grant; one that is there already stays. Answer: GrantAnswer.
+type PutGrant struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Grant    Grant
+}
+
+// DeleteGrant takes a grant away. Answer: GrantAnswer.
+type DeleteGrant struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Grant    Grant
+}
+
+// GrantAnswer says that it is done.
+type GrantAnswer struct {
+	_msgpack struct{} `msgpack:",as_array"`
+}
+
 // commandTypes and answerTypes give each type its byte: the index in the table. Append only.
 var (
 	commandTypes = []reflect.Type{
@@ -171,15 +209,20 @@ var (
 		reflect.TypeFor[LinkBlob](), reflect.TypeFor[MountBlob](), reflect.TypeFor[DeleteBlob](), reflect.TypeFor[BootNode](),
 		reflect.TypeFor[ForgetNode](), reflect.TypeFor[MarkNode](), reflect.TypeFor[CreateInvite](),
 		reflect.TypeFor[RedeemInvite](), reflect.TypeFor[SetSetting](),
+		reflect.TypeFor[PutPrincipal](), reflect.TypeFor[DeletePrincipal](), reflect.TypeFor[PutGrant](), reflect.TypeFor[DeleteGrant](),
 	}
 	answerTypes = []reflect.Type{
 		nil, reflect.TypeFor[PutManifestAnswer](), reflect.TypeFor[DeleteAnswer](), reflect.TypeFor[LinkAnswer](),
 		reflect.TypeFor[NodeAnswer](), reflect.TypeFor[InviteAnswer](), reflect.TypeFor[SettingAnswer](),
+		reflect.TypeFor[PrincipalAnswer](), reflect.TypeFor[GrantAnswer](),
 	}
 )
 
 // commandLevels has the level of each type that came after the first release; the others are of level 1.
-var commandLevels = map[reflect.Type]uint64{}
+var commandLevels = map[reflect.Type]uint64{
+	reflect.TypeFor[PutPrincipal](): 2, reflect.TypeFor[DeletePrincipal](): 2, reflect.TypeFor[PutGrant](): 2,
+	reflect.TypeFor[DeleteGrant](): 2,
+}
 
 // Level is the command level that a member must have announced before c is proposed. What isn't in the table is newer than
 // this build.

@@ -9,22 +9,26 @@ import (
 
 // What the state refuses. Each survives the way through the log: errors.Is and errors.As hold on the proposer's side too.
 var (
-	ErrNameInvalid     = errors.New("not a repository name")
-	ErrTagInvalid      = errors.New("not a tag")
-	ErrDigestInvalid   = errors.New("not a sha256 or sha512 digest")
-	ErrNameUnknown     = errors.New("no such repository")
-	ErrManifestUnknown = errors.New("no such manifest")
-	ErrManifestInvalid = errors.New("not a valid manifest")
-	ErrManifestTooBig  = errors.New("the manifest is larger than 4 MiB")
-	ErrBlobUnknown     = errors.New("no such blob in the repository")
-	ErrConditionFailed = errors.New("the tag is not what the condition says")
-	ErrSizeMismatch    = errors.New("the blob is known with another size")
-	ErrInviteUnknown   = errors.New("the invite is unknown or used up")
-	ErrInviteExpired   = errors.New("the invite has expired")
-	ErrStale           = errors.New("the command was given up by its proposer")
-	ErrLevel           = errors.New("a member does not understand this command yet")
-	ErrHalted          = errors.New("the state has stopped applying")
-	ErrIDInvalid       = errors.New("not an ID: 1 to 255 bytes, no control characters")
+	ErrNameInvalid      = errors.New("not a repository name")
+	ErrTagInvalid       = errors.New("not a tag")
+	ErrDigestInvalid    = errors.New("not a sha256 or sha512 digest")
+	ErrNameUnknown      = errors.New("no such repository")
+	ErrManifestUnknown  = errors.New("no such manifest")
+	ErrManifestInvalid  = errors.New("not a valid manifest")
+	ErrManifestTooBig   = errors.New("the manifest is larger than 4 MiB")
+	ErrBlobUnknown      = errors.New("no such blob in the repository")
+	ErrConditionFailed  = errors.New("the tag is not what the condition says")
+	ErrSizeMismatch     = errors.New("the blob is known with another size")
+	ErrInviteUnknown    = errors.New("the invite is unknown or used up")
+	ErrInviteExpired    = errors.New("the invite has expired")
+	ErrPrincipalUnknown = errors.New("no such user or robot")
+	ErrPrincipalExists  = errors.New("the name is taken by a user or a robot")
+	ErrPrincipalChanged = errors.New("somebody else has changed this user or robot meanwhile")
+	ErrGrantUnknown     = errors.New("there is no such grant")
+	ErrStale            = errors.New("the command was given up by its proposer")
+	ErrLevel            = errors.New("a member does not understand this command yet")
+	ErrHalted           = errors.New("the state has stopped applying")
+	ErrIDInvalid        = errors.New("not an ID: 1 to 255 bytes, no control characters")
 )
 
 // ManifestError says what is wrong with a manifest. It is an ErrManifestInvalid.
@@ -89,5 +93,5 @@ func orNewer(version string) string {
 var refusals = []error{
 	ErrNameInvalid, ErrTagInvalid, ErrDigestInvalid, ErrNameUnknown, ErrManifestUnknown, ErrManifestTooBig, ErrBlobUnknown,
 	ErrConditionFailed, ErrSizeMismatch, ErrInviteUnknown, ErrInviteExpired, ErrStale, ErrLevel, ErrHalted,
-	ErrIDInvalid,
+	ErrIDInvalid, ErrPrincipalUnknown, ErrPrincipalExists, ErrPrincipalChanged, ErrGrantUnknown,
 }

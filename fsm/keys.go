@@ -11,29 +11,31 @@ import (
 // The layout of the file. Parts of a key are separated by a zero byte, which no name or digest contains, so ranges are in
 // the order of their strings.
 var (
-	bucketMeta      = []byte("meta")
-	bucketRepos     = []byte("repos")     // repo → repoRecord
-	bucketManifests = []byte("manifests") // repo, digest → manifestRecord
-	bucketBodies    = []byte("bodies")    // repo, digest → body
-	bucketTags      = []byte("tags")      // repo, tag → digest
-	bucketTagged    = []byte("tagged")    // repo, digest, tag → nothing
-	bucketHistory   = []byte("history")   // repo, tag, ^index → HistoryEntry
-	bucketBlobs     = []byte("blobs")     // digest → blobRecord
-	bucketLinks     = []byte("links")     // repo, digest → index of the link
-	bucketNeeds     = []byte("needs")     // repo, child digest, manifest digest → nothing
-	bucketReferrers = []byte("referrers") // repo, subject, digest → referrer
-	bucketKinds     = []byte("kinds")     // repo, subject, hash of the artifact type, digest → nothing
-	bucketFeed      = []byte("feed")      // index, digest → nothing
-	bucketNodes     = []byte("nodes")     // node → Node
-	bucketProposers = []byte("proposers") // node → proposer
-	bucketAnswers   = []byte("answers")   // node, epoch+seq → answer
-	bucketInvites   = []byte("invites")   // hash → expiry in ms
-	bucketSettings  = []byte("settings")  // key → value
+	bucketMeta       = []byte("meta")
+	bucketRepos      = []byte("repos")      // repo → repoRecord
+	bucketManifests  = []byte("manifests")  // repo, digest → manifestRecord
+	bucketBodies     = []byte("bodies")     // repo, digest → body
+	bucketTags       = []byte("tags")       // repo, tag → digest
+	bucketTagged     = []byte("tagged")     // repo, digest, tag → nothing
+	bucketHistory    = []byte("history")    // repo, tag, ^index → HistoryEntry
+	bucketBlobs      = []byte("blobs")      // digest → blobRecord
+	bucketLinks      = []byte("links")      // repo, digest → index of the link
+	bucketNeeds      = []byte("needs")      // repo, child digest, manifest digest → nothing
+	bucketReferrers  = []byte("referrers")  // repo, subject, digest → referrer
+	bucketKinds      = []byte("kinds")      // repo, subject, hash of the artifact type, digest → nothing
+	bucketFeed       = []byte("feed")       // index, digest → nothing
+	bucketNodes      = []byte("nodes")      // node → Node
+	bucketProposers  = []byte("proposers")  // node → proposer
+	bucketAnswers    = []byte("answers")    // node, epoch+seq → answer
+	bucketInvites    = []byte("invites")    // hash → expiry in ms
+	bucketSettings   = []byte("settings")   // key → value
+	bucketPrincipals = []byte("principals") // name → Principal
+	bucketGrants     = []byte("grants")     // subject, right, pattern → Grant
 
 	buckets = [][]byte{
 		bucketMeta, bucketRepos, bucketManifests, bucketBodies, bucketTags, bucketTagged, bucketHistory, bucketBlobs,
 		bucketLinks, bucketNeeds, bucketReferrers, bucketKinds, bucketFeed, bucketNodes, bucketProposers, bucketAnswers, bucketInvites,
-		bucketSettings,
+		bucketSettings, bucketPrincipals, bucketGrants,
 	}
 
 	keyApplied       = []byte("applied")

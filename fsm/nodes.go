@@ -132,6 +132,9 @@ func (s SetSetting) apply(c *change) (Answer, error) {
 	default:
 		c.put(bucketSettings, []byte(s.Key), []byte(s.Value))
 	}
+	if s.Key == SettingAccess {
+		c.touchAccess()
+	}
 	return SettingAnswer{}, nil
 }
 

@@ -1,0 +1,160 @@
+package fsm
+
+import (
+	bolt "go.etcd.io/bbolt"
+)
+
+// Principal is a user or a robot.
+type Principal struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Name     string
+	Robot    bool
+	Password []byte // a user's bcrypt hash
+	Secrets  []RobotSecret
+	Groups   []string
+	Disabled bool
+	Expires  int64 // ms since 1970; 0: never
+	// Generation is the index of the last change. It is what ends tokens from before.
+	Generation uint64
+}
+
+// RobotSecret is one of a robot's secrets, by its hash.
+type RobotSecret struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	ID       string
+	Hash     []byte
+	Expires  int64 // ms since 1970; 0: never
+}
+
+// Grant gives a subject a right on the repositories of a pattern.
+type Grant struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Subject  string
+	Right    string
+	Pattern  string
+}
+
+// Access is everything that decides who may do what, at one version.
+type Access struct {
+	Version    uint64
+	On         bool
+	Principals []Principal
+	Grants     []Grant
+}
+
+// The values of SettingAccess. Until it is set there was never a principal; the first one sets it.
+const (
+	SettingAccess = "access"
+	AccessOn      = "on"
+	AccessOpen    = "open"
+)
+
+// firstGrant is what the first principal gets, so that somebody can go on from there.
+func firstGrant(name string) Grant { return Grant{Subject: name, Right: "admin", Pattern: "**"} }
+
+// keyAccess is the index of the last change of principals, grants or the setting that turns access control on.
+var keyAccess = []byte("access")
+
+func (c *change) touchAccess() { c.put(bucketMeta, keyAccess, number(c.index)) }
+
+func (p PutPrincipal) apply(c *change) (Answer, error) {
+	if err := checkID(p.Principal.Name); err != nil {
+		return nil, err
+	}
+	var known Principal
+	exists := c.record(bucketPrincipals, []byte(p.Principal.Name), &known)
+	switch {
+	case !exists && p.Was != 0:
+		return nil, ErrPrincipalUnknown
+	case exists && p.Was == 0:
+		return nil, ErrPrincipalExists
+	case exists && p.Was != known.Generation:
+		return nil, ErrPrincipalChanged
+	}
+	next := p.Principal
+	next.Generation = c.index
+	c.putRecord(bucketPrincipals, []byte(next.Name), &next)
+	first := !next.Robot && c.get(bucketSettings, []byte(SettingAccess)) == nil
+	if first {
+		c.putGrant(firstGrant(next.Name))
+		c.put(bucketSettings, []byte(SettingAccess), []byte(AccessOn))
+	}
+	c.touchAccess()
+	return PrincipalAnswer{Generation: next.Generation, First: first}, nil
+}
+
+func (d DeletePrincipal) apply(c *change) (Answer, error) {
+	if !c.has(bucketPrincipals, []byte(d.Name)) {
+		return nil, ErrPrincipalUnknown
+	}
+	c.del(bucketPrincipals, []byte(d.Name))
+	p := prefix(d.Name)
+	for _, rest := range keysBelow(c.tx, bucketGrants, p, 0) {
+		c.del(bucketGrants, append(p[:len(p):len(p)], rest...))
+	}
+	c.touchAccess()
+	return PrincipalAnswer{}, nil
+}
+
+func grantKey(g Grant) []byte { return key(g.Subject, g.Right, g.Pattern) }
+
+func (c *change) putGrant(g Grant) { c.putRecord(bucketGrants, grantKey(g), &g) }
+
+func (p PutGrant) apply(c *change) (Answer, error) {
+	for _, part := range []string{p.Grant.Subject, p.Grant.Right, p.Grant.Pattern} {
+		if err := checkID(part); err != nil {
+			return nil, err
+		}
+	}
+	c.putGrant(p.Grant)
+	c.touchAccess()
+	return GrantAnswer{}, nil
+}
+
+func (d DeleteGrant) apply(c *change) (Answer, error) {
+	if !c.has(bucketGrants, grantKey(d.Grant)) {
+		return nil, ErrGrantUnknown
+	}
+	c.del(bucketGrants, grantKey(d.Grant))
+	c.touchAccess()
+	return GrantAnswer{}, nil
+}
+
+// AccessVersion tells one answer of Access from another. It costs a read of one key.
+func (s *State) AccessVersion() (uint64, error) {
+	var version uint64
+	err := s.view(func(tx *bolt.Tx) error {
+		version = readNumber(tx, keyAccess)
+		return nil
+	})
+	return version, err
+}
+
+// Access gives all principals and grants.
+func (s *State) Access() (Access, error) {
+	var out Access
+	err := s.view(func(tx *bolt.Tx) error {
+		out.Version = readNumber(tx, keyAccess)
+		out.On = string(tx.Bucket(bucketSettings).Get([]byte(SettingAccess))) == AccessOn
+		err := tx.Bucket(bucketPrincipals).ForEach(func(_, v []byte) error {
+			var p Principal
+			if err := decode(v, &p); err != nil {
+				return err
+			}
+			out.Principals = append(out.Principals, p)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return tx.Bucket(bucketGrants).ForEach(func(_, v []byte) error {
+			var g Grant
+			if err := decode(v, &g); err != nil {
+				return err
+			}
+			out.Grants = append(out.Grants, g)
+			return nil
+		})
+	})
+	return out, err
+}

@@ -1,0 +1,72 @@
+package fsm
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+)
+
+// The first user of all turns access control on; what is changed is changed only by who saw the last state of it.
+func TestPrincipals(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "state.db"))
+	access := func() Access {
+		t.Helper()
+		a, err := s.Access()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := s.AccessVersion(); err != nil || v != a.Version {
+			t.Errorf("version %d, %v, of %d", v, err, a.Version)
+		}
+		return a
+	}
+	refused := func(c Command, want error) {
+		t.Helper()
+		before := access().Version
+		if _, err := do(t, s, c); !errors.Is(err, want) {
+			t.Errorf("%T: %v, want %v", c, err, want)
+		}
+		if access().Version != before {
+			t.Errorf("%T was refused and changed something", c)
+		}
+	}
+	must(t, s, PutPrincipal{Principal: Principal{Name: "ci", Robot: true}})
+	if access().On {
+		t.Error("a robot turns access control on")
+	}
+	first := must(t, s, PutPrincipal{Principal: Principal{Name: "root"}}).(PrincipalAnswer)
+	a := access()
+	if !first.First || !a.On || len(a.Principals) != 2 || len(a.Grants) != 1 || a.Grants[0] != firstGrant("root") {
+		t.Errorf("after the first user: %+v, %+v", first, a)
+	}
+	second := must(t, s, PutPrincipal{Principal: Principal{Name: "alice"}}).(PrincipalAnswer)
+	if second.First || len(access().Grants) != 1 {
+		t.Error("the second user is taken for the first")
+	}
+	refused(PutPrincipal{Principal: Principal{Name: "alice"}}, ErrPrincipalExists)
+	refused(PutPrincipal{Principal: Principal{Name: "bob"}, Was: 1}, ErrPrincipalUnknown)
+	refused(PutPrincipal{Principal: Principal{Name: "alice"}, Was: second.Generation - 1}, ErrPrincipalChanged)
+	changed := must(t, s, PutPrincipal{Principal: Principal{Name: "alice", Disabled: true}, Was: second.Generation}).(PrincipalAnswer)
+	if changed.Generation <= second.Generation {
+		t.Error("a change leaves the generation")
+	}
+	grant := Grant{Subject: "alice", Right: "push", Pattern: "team/**"}
+	must(t, s, PutGrant{Grant: grant})
+	must(t, s, PutGrant{Grant: grant})
+	must(t, s, PutGrant{Grant: Grant{Subject: "alice2", Right: "pull", Pattern: "*"}})
+	refused(DeleteGrant{Grant: Grant{Subject: "alice", Right: "pull", Pattern: "team/**"}}, ErrGrantUnknown)
+	must(t, s, DeletePrincipal{Name: "alice"})
+	refused(DeletePrincipal{Name: "alice"}, ErrPrincipalUnknown)
+	if a := access(); len(a.Grants) != 2 || len(a.Principals) != 2 {
+		t.Errorf("with alice her grants go, and no others: %+v", a)
+	}
+	must(t, s, DeletePrincipal{Name: "root"})
+	if !access().On {
+		t.Error("access control ends with the last user")
+	}
+	must(t, s, SetSetting{Key: SettingAccess, Value: AccessOpen})
+	must(t, s, PutPrincipal{Principal: Principal{Name: "root"}})
+	if access().On {
+		t.Error("what was opened by hand is closed by a new user")
+	}
+}
