@@ -15,6 +15,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"golang.org/x/sync/semaphore"
 
+	"pier/api/auth"
 	"pier/blobsync"
 	"pier/fsm"
 )
@@ -56,6 +57,7 @@ type Config struct {
 	// HolderWait is how long HEAD waits for a node that has the blob before it tells the client to push it again
 	// (default 3 s).
 	HolderWait time.Duration
+	Access     Access
 	Logger     *slog.Logger
 	AccessLog  *slog.Logger // nil writes none
 }
@@ -118,11 +120,15 @@ type API struct {
 	gate    *gate
 	memory  *semaphore.Weighted // bytes of manifests that are being pushed
 	metrics *metrics
+	access  *access
 	table   map[kind]map[string]endpoint
 }
 
-// endpoint answers one method on one kind of route.
-type endpoint func(w http.ResponseWriter, r *http.Request, rt route) error
+// endpoint answers one method on one kind of route, for callers who have what it needs.
+type endpoint struct {
+	needs need
+	serve func(w http.ResponseWriter, r *http.Request, rt route) error
+}
 
 // New checks cfg and builds the API. Nothing runs until a server calls a handler.
 func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cluster) (*API, error) {
@@ -136,15 +142,25 @@ func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cl
 		memory:  semaphore.NewWeighted(manifestMemory),
 		metrics: newMetrics(cfg),
 	}
+	var err error
+	if a.access, err = newAccess(cfg.Access, state); err != nil {
+		return nil, err
+	}
 	a.table = map[kind]map[string]endpoint{
-		kindRoot:      {"GET": a.getRoot},
-		kindCatalog:   {"GET": a.getCatalog},
-		kindTags:      {"GET": a.getTags},
-		kindReferrers: {"GET": a.getReferrers},
-		kindManifest:  {"GET": a.getManifest, "HEAD": a.getManifest, "PUT": a.putManifest, "DELETE": a.deleteManifest},
-		kindBlob:      {"GET": a.getBlob, "HEAD": a.headBlob, "DELETE": a.deleteBlob},
-		kindUploads:   {"POST": a.postUpload},
-		kindUpload:    {"GET": a.getUpload, "PATCH": a.patchUpload, "PUT": a.putUpload, "DELETE": a.deleteUpload},
+		kindRoot:      {"GET": {needsCaller, a.getRoot}},
+		kindCatalog:   {"GET": {needsCatalog, a.getCatalog}},
+		kindTags:      {"GET": {needsPull, a.getTags}},
+		kindReferrers: {"GET": {needsPull, a.getReferrers}},
+		kindManifest: {
+			"GET": {needsPull, a.getManifest}, "HEAD": {needsPull, a.getManifest}, "PUT": {needsPush, a.putManifest},
+			"DELETE": {needsDelete, a.deleteManifest},
+		},
+		kindBlob:    {"GET": {needsPull, a.getBlob}, "HEAD": {needsPull, a.headBlob}, "DELETE": {needsDelete, a.deleteBlob}},
+		kindUploads: {"POST": {needsPush, a.postUpload}},
+		kindUpload: {
+			"GET": {needsPush, a.getUpload}, "PATCH": {needsPush, a.patchUpload}, "PUT": {needsPush, a.putUpload},
+			"DELETE": {needsPush, a.deleteUpload},
+		},
 	}
 	for _, k := range []kind{kindRoot, kindCatalog, kindTags, kindReferrers} {
 		a.table[k]["HEAD"] = a.table[k]["GET"]
@@ -169,11 +185,16 @@ func (a *API) Relay() http.Handler {
 func (a *API) router(full bool) http.Handler {
 	r := chi.NewRouter()
 	r.Use(a.observe)
+	if full {
+		r.Use(asOperator)
+	}
 	registry := a.limit(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.serveRegistry(w, r, r.URL.EscapedPath(), false)
 	}))
 	r.Handle("/v2", registry)
 	r.Handle("/v2/*", registry)
+	r.Get(tokenPath, a.plain("token", a.getToken))
+	r.Post(tokenPath, a.plain("token", a.postToken))
 	r.Get("/healthz", a.healthz)
 	r.Head("/healthz", a.healthz)
 	r.Get("/readyz", a.readyz)
@@ -182,7 +203,7 @@ func (a *API) router(full bool) http.Handler {
 	r.Head("/metrics", a.serveMetrics)
 	r.Route("/api/v1", func(r chi.Router) {
 		r.Use(routeNamed("control"))
-		a.controlRoutes(r, full)
+		a.controlRoutes(r)
 	})
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) { a.fail(w, r, errNoEndpoint) })
 	r.MethodNotAllowed(a.otherMethod(r, registry))
@@ -209,6 +230,24 @@ func (a *API) otherMethod(routes chi.Routes, registry http.Handler) http.Handler
 		}
 		w.Header().Set("Allow", strings.Join(known, ", "))
 		a.fail(w, r, errMethod)
+	}
+}
+
+// asOperator marks what comes through the node's own socket: whoever may open it may do all.
+func asOperator(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		exchangeOf(r.Context()).caller = auth.Operator()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// plain serves an endpoint that has no route of the registry.
+func (a *API) plain(name string, serve func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		exchangeOf(r.Context()).route = name
+		if err := serve(w, r); err != nil {
+			a.fail(w, r, err)
+		}
 	}
 }
 
@@ -249,10 +288,15 @@ func (a *API) serveRegistry(w http.ResponseWriter, r *http.Request, path string,
 
 func (a *API) dispatch(w http.ResponseWriter, r *http.Request, rt route, relayed bool) error {
 	methods := a.table[rt.kind]
-	serve, ok := methods[r.Method]
+	e, ok := methods[r.Method]
 	if !ok {
 		w.Header().Set("Allow", allowed(methods))
 		return errMethod
+	}
+	if !relayed { // it was decided where it came in
+		if err := a.admit(r, e.needs, rt); err != nil {
+			return err
+		}
 	}
 	if rt.kind == kindUpload && rt.owner != a.cfg.Node {
 		if relayed {
@@ -260,7 +304,7 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, rt route, relayed
 		}
 		return a.relay(w, r, rt)
 	}
-	return serve(w, r, rt)
+	return e.serve(w, r, rt)
 }
 
 func allowed(methods map[string]endpoint) string {

@@ -76,16 +76,16 @@ func TestAccessLog(t *testing.T) {
 func TestPanic(t *testing.T) {
 	f := newFixture(t, 1, nil)
 	api := f.nodes[0].api
-	api.table[kindCatalog]["GET"] = func(http.ResponseWriter, *http.Request, route) error { panic("oh no") }
+	api.table[kindCatalog]["GET"] = endpoint{needsCatalog, func(http.ResponseWriter, *http.Request, route) error { panic("oh no") }}
 	got := f.want(f.do("GET", "/v2/_catalog", nil), 500, codeUnknown)
 	if bytes.Contains(got.body, []byte("oh no")) {
 		t.Errorf("the client sees the inside: %s", got.body)
 	}
-	api.table[kindCatalog]["GET"] = func(w http.ResponseWriter, _ *http.Request, _ route) error {
+	api.table[kindCatalog]["GET"] = endpoint{needsCatalog, func(w http.ResponseWriter, _ *http.Request, _ route) error {
 		w.Header().Set("Content-Length", "100")
 		_, _ = w.Write([]byte("half"))
 		panic("oh no")
-	}
+	}}
 	r, err := http.NewRequestWithContext(t.Context(), "GET", f.nodes[0].url+"/v2/_catalog", nil)
 	f.must(r, err)
 	resp, err := f.client.Do(r)

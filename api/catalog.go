@@ -3,6 +3,7 @@ package api
 import (
 	"net/http"
 
+	"pier/api/auth"
 	"pier/fsm"
 )
 
@@ -19,16 +20,60 @@ func (a *API) getCatalog(w http.ResponseWriter, r *http.Request, rt route) error
 	if _, err := a.current(w, r); err != nil {
 		return err
 	}
-	repos := []fsm.Repo{}
-	if p.n > 0 {
-		found, more, err := a.state.Repositories(p.after, p.n)
-		if err != nil {
-			return err
-		}
-		repos = append(repos, found...)
-		if more {
-			linkNext(w, rt.path(), string(repos[len(repos)-1]), p.n, nil)
-		}
+	repos, more, err := a.visible(r, p)
+	if err != nil {
+		return err
+	}
+	if more != "" {
+		linkNext(w, rt.path(), string(more), p.n, nil)
 	}
 	return writeJSON(w, "application/json", catalog{Repositories: repos})
+}
+
+// maxLooked bounds how many names one request looks at for those that its caller may see. A page that ends early has a
+// Link, as the spec allows.
+const maxLooked = 20_000
+
+// visible is a page of what the caller may pull, and the name after which the next one begins; empty at the end.
+func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more fsm.Repo, err error) {
+	repos = []fsm.Repo{}
+	d, err := a.access.directory()
+	if err != nil {
+		return nil, "", err
+	}
+	caller := exchangeOf(r.Context()).caller
+	caller.Limit = nil // a token for the catalog names no repositories
+	after, looked := p.after, 0
+	for p.n > 0 {
+		found, further, err := a.state.Repositories(after, min(p.n, catalogStep))
+		if err != nil {
+			return nil, "", err
+		}
+		for _, repo := range found {
+			if _, ok := d.Decide(caller, auth.Pull, string(repo)); ok {
+				repos = append(repos, repo)
+			}
+			after = string(repo)
+			if len(repos) == p.n {
+				return repos, moreAfter(repo, found, further), nil
+			}
+		}
+		if looked += len(found); !further {
+			return repos, "", nil
+		}
+		if looked >= maxLooked {
+			return repos, fsm.Repo(after), nil
+		}
+	}
+	return repos, "", nil
+}
+
+const catalogStep = 1000
+
+// moreAfter is last, when there are names behind it.
+func moreAfter(last fsm.Repo, found []fsm.Repo, further bool) fsm.Repo {
+	if further || last != found[len(found)-1] {
+		return last
+	}
+	return ""
 }

@@ -10,7 +10,9 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"pier/api/auth"
 	"pier/api/client"
+	"pier/fsm"
 )
 
 // Cluster carries out what people ask of the cluster. Its refusals are *client.Error or ErrUnavailable.
@@ -25,55 +27,81 @@ type Cluster interface {
 
 const codeDenied = "DENIED"
 
-// errSocketOnly keeps changes of the cluster off the public port until there is a login.
+// errSocketOnly keeps changes of the cluster off the public port while nobody can log in.
 var errSocketOnly error = refuse(http.StatusForbidden, codeDenied,
 	"the cluster is changed through the control socket: run this command on the node itself, with its --data-dir")
 
-// controlRoutes serves /api/v1: all of it on the control socket, on the public port only what changes nothing.
-func (a *API) controlRoutes(r chi.Router, full bool) {
-	r.Get("/cluster/status", a.control(func(r *http.Request) (any, error) { return a.cluster.Status(r.Context()) }))
-	if !full {
-		r.Post("/*", func(w http.ResponseWriter, r *http.Request) { a.fail(w, r, errSocketOnly) })
-		return
+var errNotAdmin error = refuse(http.StatusForbidden, codeDenied, "this needs the right admin on **")
+
+// controlRoutes serves /api/v1. What changes nothing and tells nothing of users is open as long as the registry is.
+func (a *API) controlRoutes(r chi.Router) {
+	r.Get("/cluster/status", a.control(false, func(r *http.Request) (any, error) { return a.cluster.Status(r.Context()) }))
+	r.Get("/access", a.control(true, a.getAccess))
+	for path, serve := range map[string]http.HandlerFunc{
+		"/cluster/invite": order(a, func(r *http.Request, in client.InviteRequest) (any, error) { return a.cluster.Invite(r.Context(), in) }),
+		"/cluster/join":   order(a, func(r *http.Request, in client.JoinRequest) (any, error) { return a.cluster.Join(r.Context(), in) }),
+		"/cluster/leave":  a.control(true, func(r *http.Request) (any, error) { return struct{}{}, a.cluster.Leave(r.Context()) }),
+		"/cluster/remove": order(a, func(r *http.Request, in client.RemoveRequest) (any, error) {
+			return struct{}{}, a.cluster.Remove(r.Context(), in)
+		}),
+		"/cluster/transfer": order(a, func(r *http.Request, in client.TransferRequest) (any, error) {
+			return struct{}{}, a.cluster.Transfer(r.Context(), in)
+		}),
+		"/access/user/add": order(a, a.addUser), "/access/change": order(a, a.changePrincipal), "/access/remove": order(a, a.removePrincipal),
+		"/access/robot/add": order(a, a.addRobot), "/access/robot/rotate": order(a, a.rotateRobot),
+		"/access/grant": order(a, a.addGrant), "/access/revoke": order(a, a.revokeGrant), "/access/explain": order(a, a.explainAccess),
+		"/access/open": a.control(true, a.setAccess(fsm.AccessOpen)), "/access/close": a.control(true, a.setAccess(fsm.AccessOn)),
+	} {
+		r.Post(path, serve)
 	}
-	r.Post("/cluster/invite", a.control(func(r *http.Request) (any, error) {
-		var in client.InviteRequest
+}
+
+// order is a control call whose request has a body.
+func order[T any](a *API, do func(r *http.Request, in T) (any, error)) http.HandlerFunc {
+	return a.control(true, func(r *http.Request) (any, error) {
+		var in T
 		if err := readControl(r, &in); err != nil {
 			return nil, err
 		}
-		return a.cluster.Invite(r.Context(), in)
-	}))
-	r.Post("/cluster/join", a.control(func(r *http.Request) (any, error) {
-		var in client.JoinRequest
-		if err := readControl(r, &in); err != nil {
-			return nil, err
+		return do(r, in)
+	})
+}
+
+// admitControl lets the operator do all, and over the network whoever administers the cluster. While the registry is open
+// nobody can log in, so only what needs no administrator works there.
+func (a *API) admitControl(r *http.Request, admin bool) error {
+	x := exchangeOf(r.Context())
+	d, err := a.access.directory()
+	if err != nil || x.caller.Kind == auth.KindOperator {
+		return err
+	}
+	if !d.On() {
+		if admin {
+			return errSocketOnly
 		}
-		return a.cluster.Join(r.Context(), in)
-	}))
-	r.Post("/cluster/leave", a.control(func(r *http.Request) (any, error) {
-		return struct{}{}, a.cluster.Leave(r.Context())
-	}))
-	r.Post("/cluster/remove", a.control(func(r *http.Request) (any, error) {
-		var in client.RemoveRequest
-		if err := readControl(r, &in); err != nil {
-			return nil, err
-		}
-		return struct{}{}, a.cluster.Remove(r.Context(), in)
-	}))
-	r.Post("/cluster/transfer", a.control(func(r *http.Request) (any, error) {
-		var in client.TransferRequest
-		if err := readControl(r, &in); err != nil {
-			return nil, err
-		}
-		return struct{}{}, a.cluster.Transfer(r.Context(), in)
-	}))
+		return nil
+	}
+	if x.caller, err = a.access.identify(r, d); err != nil {
+		return err
+	}
+	switch {
+	case d.Administers(x.caller):
+		return nil
+	case x.caller.Kind == auth.KindAnonymous:
+		return errLogin
+	}
+	return errNotAdmin
 }
 
 // control answers with what do gives. These calls may take long: a drain copies blobs.
-func (a *API) control(do func(r *http.Request) (any, error)) http.HandlerFunc {
+func (a *API) control(admin bool, do func(r *http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-		v, err := do(r)
+		err := a.admitControl(r, admin)
+		var v any
+		if err == nil {
+			v, err = do(r)
+		}
 		if err == nil {
 			err = writeJSON(w, "application/json", v)
 		}

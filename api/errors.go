@@ -47,6 +47,7 @@ const (
 	codeBlobUnknown       = "BLOB_UNKNOWN"
 	codeUploadInvalid     = "BLOB_UPLOAD_INVALID"
 	codeUploadUnknown     = "BLOB_UPLOAD_UNKNOWN"
+	codeConflict          = "CONFLICT"
 	codeDigestInvalid     = "DIGEST_INVALID"
 	codeMissing           = "MANIFEST_BLOB_UNKNOWN"
 	codeManifestInvalid   = "MANIFEST_INVALID"
@@ -77,6 +78,8 @@ type problem struct {
 	message string
 	detail  any
 	retry   time.Duration // > 0 sends Retry-After
+	// challenge tells the client of a 401 how to come in.
+	challenge string
 }
 
 func (p *problem) Error() string { return fmt.Sprintf("%d %s: %s", p.status, p.code, p.message) }
@@ -108,6 +111,10 @@ var sentinels = []struct {
 	{fsm.ErrBlobUnknown, problem{status: 404, code: codeBlobUnknown, message: "no such blob in this repository; push it or mount it"}},
 	{fsm.ErrConditionFailed, problem{status: 412, code: codePrecondition, message: "the tag is not what If-Match or If-None-Match asks for; read it and decide again"}},
 	{fsm.ErrSizeMismatch, problem{status: 400, code: codeSizeInvalid, message: "this digest is known with another size"}},
+	{fsm.ErrPrincipalUnknown, problem{status: 404, code: codeNameUnknown, message: "no such user or robot; `pier user ls` shows them"}},
+	{fsm.ErrPrincipalExists, problem{status: 409, code: codeConflict, message: "the name is taken by a user or a robot"}},
+	{fsm.ErrPrincipalChanged, problem{status: 409, code: codeConflict, message: "somebody else has changed this user or robot at the same time; look at it and try again"}},
+	{fsm.ErrGrantUnknown, problem{status: 404, code: codeNameUnknown, message: "there is no such grant; `pier access ls` shows them"}},
 	{fsm.ErrLevel, problem{status: 503, code: codeUnavailable, message: "a node of the cluster is too old for this; upgrade all nodes", retry: 30 * time.Second}},
 	{fsm.ErrHalted, problem{status: 503, code: codeUnavailable, message: "this node has stopped taking changes; its log says why; use another node", retry: 30 * time.Second}},
 	{fsm.ErrStale, problem{status: 503, code: codeUnavailable, message: "the change took too long and was given up; try again", retry: defaultRetry}},
@@ -228,6 +235,9 @@ func (p *problem) write(w http.ResponseWriter) {
 	h.Set("Content-Type", "application/json")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if p.challenge != "" {
+		h.Set("WWW-Authenticate", p.challenge)
+	}
 	if p.retry > 0 {
 		h.Set("Retry-After", strconv.Itoa(int(max((p.retry+time.Second-1)/time.Second, 1))))
 	}

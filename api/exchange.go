@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"runtime/debug"
 	"time"
+
+	"pier/api/auth"
 )
 
 // exchange is one request and what is known of its answer. It is the ResponseWriter that handlers get, and keeps what the
@@ -19,6 +21,7 @@ type exchange struct {
 	http.ResponseWriter
 	id     string
 	route  string // for metrics: an endpoint's name, never a path
+	caller auth.Caller
 	body   *steadyBody
 	head   bool // a HEAD, whose body net/http swallows
 	status int
@@ -140,7 +143,8 @@ func (a *API) finished(x *exchange, r *http.Request, took time.Duration) {
 	a.cfg.AccessLog.LogAttrs(r.Context(), slog.LevelInfo, "request",
 		slog.String("request", x.id), slog.String("method", r.Method), slog.String("path", r.URL.Path),
 		slog.Int("status", x.status), slog.Int64("received", received), slog.Int64("sent", x.sent),
-		slog.Duration("took", took), slog.String("remote", r.RemoteAddr), slog.String("agent", r.UserAgent()))
+		slog.Duration("took", took), slog.String("remote", r.RemoteAddr), slog.String("user", x.caller.Name),
+		slog.String("agent", r.UserAgent()))
 }
 
 // limit lets a bounded number of requests through at once.

@@ -67,6 +67,9 @@ func (a *API) mount(w http.ResponseWriter, r *http.Request, rt route, query url.
 			return false, nil
 		}
 	}
+	if ok, err := a.mayMount(r, from); !ok {
+		return false, err
+	}
 	b, err := a.findMount(r.Context(), from, d)
 	if errors.Is(err, fsm.ErrBlobUnknown) || errors.Is(err, ErrUnavailable) {
 		return false, nil

@@ -149,20 +149,38 @@ func (d *Directory) granted(subject string, want Right, repo string) (Grant, boo
 	return tree.match(repo, want)
 }
 
+// Everywhere tells whether the caller has the right on all repositories that there are and may come.
+func (d *Directory) Everywhere(c Caller, want Right) bool {
+	switch {
+	case c.Kind == KindOperator:
+		return true
+	case c.Kind == "" || c.Limit != nil:
+		return false
+	case !d.on:
+		return want != Admin
+	}
+	return d.everywhere(c, want)
+}
+
 // Administers tells whether the caller may change the cluster itself: the right admin on everything.
 func (d *Directory) Administers(c Caller) bool {
 	if c.Kind == KindOperator {
 		return true
 	}
-	if c.Kind != KindUser && c.Kind != KindRobot || c.Limit != nil && !c.Limit.Cluster {
-		return false
+	return d.on && (c.Limit == nil || c.Limit.Cluster) && d.everywhere(c, Admin)
+}
+
+func (d *Directory) everywhere(c Caller, want Right) bool {
+	subjects := []string{Anonymous}
+	if c.Kind == KindUser || c.Kind == KindRobot {
+		subjects = append(append(subjects, c.Name), groupSubjects(c.Groups)...)
 	}
-	for _, subject := range append([]string{c.Name}, groupSubjects(c.Groups)...) {
+	for _, subject := range subjects {
 		tree := d.grants[subject]
 		if tree == nil || tree.deep == nil {
 			continue
 		}
-		if slices.ContainsFunc(tree.deep.grants, func(g Grant) bool { return g.Right == Admin }) {
+		if slices.ContainsFunc(tree.deep.grants, func(g Grant) bool { return g.Right.includes(want) }) {
 			return true
 		}
 	}

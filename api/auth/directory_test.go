@@ -108,6 +108,18 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%v administers: %v", c.caller, !c.want)
 		}
 	}
+	for _, c := range []struct {
+		caller Caller
+		right  Right
+		want   bool
+	}{{ci, Pull, true}, {ci, Push, false}, {alice, Pull, false}, {Anybody(), Pull, false}, {Operator(), Admin, true}, {root, Delete, true}} {
+		if d.Everywhere(c.caller, c.right) != c.want {
+			t.Errorf("%v has %s everywhere: %v", c.caller, c.right, !c.want)
+		}
+	}
+	if off.Administers(Anybody()) || off.Everywhere(Anybody(), Admin) || !off.Everywhere(Anybody(), Push) {
+		t.Error("open access is not what it is")
+	}
 }
 
 func TestWhoIsActive(t *testing.T) {

@@ -2,6 +2,8 @@ package client
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -47,6 +49,20 @@ func (r InviteRequest) Lifetime() (time.Duration, error) {
 	d, err := time.ParseDuration(r.TTL)
 	if err != nil || d <= 0 || d > 30*24*time.Hour {
 		return 0, fmt.Errorf("ttl %q: a time such as 30m or 24h, at most 720h", r.TTL)
+	}
+	return d, nil
+}
+
+// ParseLifetime reads a time above zero as Go writes it, or a number of days such as 90d.
+func ParseLifetime(s string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		if n, err := strconv.Atoi(days); err == nil && n > 0 && n <= 36500 {
+			return time.Duration(n) * 24 * time.Hour, nil
+		}
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%q: a time above zero such as 12h or 90d", s)
 	}
 	return d, nil
 }

@@ -1,0 +1,341 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"pier/api/auth"
+	"pier/fsm"
+)
+
+// Access says how callers are told apart. The zero value of all but Keys is the default.
+type Access struct {
+	// Keys are the cluster's token keys of the moment; nil has none, and then only open access works.
+	Keys func() *auth.Keys
+	// PublicURL is where clients find this node's token service, where the request doesn't say it.
+	PublicURL string
+	// Proxies are believed when they say whom they speak for (X-Forwarded-*).
+	Proxies []netip.Prefix
+	// TokenLife is how long an access token is good (default 5 minutes), RefreshLife one that stands for a password
+	// (default 30 days).
+	TokenLife, RefreshLife time.Duration
+	// Now is the clock; nil is the machine's.
+	Now func() time.Time
+}
+
+const (
+	tokenPath    = "/token"
+	tokenService = "pier"
+)
+
+// need is what an endpoint asks of its caller. The zero value is none of them, so that an endpoint must say.
+type need int
+
+const (
+	needsCaller  need = iota + 1 // anybody who has asked for a token or has a password: how clients find out how to log in
+	needsCatalog                 // the same; what the list shows depends on the caller
+	needsPull
+	needsPush
+	needsDelete
+)
+
+// right is what the need asks for on the repository of a route; 0 asks for none.
+func (n need) right() auth.Right {
+	return map[need]auth.Right{needsPull: auth.Pull, needsPush: auth.Push, needsDelete: auth.Delete}[n]
+}
+
+// access knows the callers. Its picture of who there is follows the replicated state, and needs no quorum.
+type access struct {
+	cfg    Access
+	state  *fsm.State
+	logins *auth.Logins
+
+	mu      sync.Mutex
+	version uint64
+	current *auth.Directory
+}
+
+func newAccess(cfg Access, state *fsm.State) (*access, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Keys == nil {
+		cfg.Keys = func() *auth.Keys { return nil }
+	}
+	orDefault(&cfg.TokenLife, 5*time.Minute)
+	orDefault(&cfg.RefreshLife, 30*24*time.Hour)
+	logins, err := auth.NewLogins(cfg.Now)
+	return &access{cfg: cfg, state: state, logins: logins}, err
+}
+
+// directory is who there is, as this node's state has it. It is made anew when the state says that something changed.
+func (x *access) directory() (*auth.Directory, error) {
+	version, err := x.state.AccessVersion()
+	if err != nil {
+		return nil, fmt.Errorf("read who has access: %w", err)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.current != nil && x.version == version {
+		return x.current, nil
+	}
+	a, err := x.state.Access()
+	if err != nil {
+		return nil, fmt.Errorf("read who has access: %w", err)
+	}
+	x.version, x.current = a.Version, directoryOf(a)
+	return x.current, nil
+}
+
+func directoryOf(a fsm.Access) *auth.Directory {
+	principals := make([]auth.Principal, 0, len(a.Principals))
+	for _, p := range a.Principals {
+		to := auth.Principal{
+			Name: p.Name, Kind: auth.KindUser, Password: p.Password, Groups: p.Groups, Disabled: p.Disabled,
+			Expires: instant(p.Expires), Generation: p.Generation,
+		}
+		if p.Robot {
+			to.Kind = auth.KindRobot
+		}
+		for _, s := range p.Secrets {
+			to.Secrets = append(to.Secrets, auth.Secret{ID: s.ID, Hash: s.Hash, Expires: instant(s.Expires)})
+		}
+		principals = append(principals, to)
+	}
+	grants := make([]auth.Grant, 0, len(a.Grants))
+	for _, g := range a.Grants {
+		if right, err := auth.ParseRight(g.Right); err == nil { // a right of a later version gives nothing here
+			grants = append(grants, auth.Grant{Subject: g.Subject, Right: right, Pattern: g.Pattern})
+		}
+	}
+	return auth.NewDirectory(a.On, principals, grants)
+}
+
+// instant is a time of the state, of which 0 is none.
+func instant(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
+}
+
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+// identify finds out who asks: a token, a name with a password, or nobody in particular. Its errors are refusals.
+func (x *access) identify(r *http.Request, d *auth.Directory) (auth.Caller, error) {
+	given := r.Header.Values("Authorization")
+	if len(given) == 0 {
+		return auth.Anybody(), nil
+	}
+	if len(given) > 1 {
+		return auth.Caller{}, refuse(http.StatusBadRequest, codeUnauthorized, "the request has %d Authorization headers; one is needed", len(given))
+	}
+	scheme, value, _ := strings.Cut(given[0], " ")
+	switch {
+	case strings.EqualFold(scheme, "Bearer"):
+		return x.bearer(strings.TrimSpace(value), d)
+	case strings.EqualFold(scheme, "Basic"):
+		name, password, ok := r.BasicAuth()
+		if !ok {
+			return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization header is not NAME:PASSWORD in base64")
+		}
+		c, err := x.logins.Login(r.Context(), d, name, password, x.source(r))
+		return c, explainLogin(err)
+	}
+	return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization scheme is not known here; Bearer and Basic are")
+}
+
+func (x *access) bearer(text string, d *auth.Directory) (auth.Caller, error) {
+	keys := x.cfg.Keys()
+	if keys == nil {
+		return auth.Caller{}, errBadToken
+	}
+	c, err := keys.Verify(text, tokenService, x.cfg.Now())
+	if errors.Is(err, auth.ErrTokenExpired) {
+		return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the token has expired; ask for another")
+	}
+	if err != nil {
+		return auth.Caller{}, errBadToken
+	}
+	now, ok := d.Renew(c, x.cfg.Now())
+	if !ok {
+		return auth.Caller{}, errBadToken
+	}
+	return now, nil
+}
+
+const codeUnauthorized = "UNAUTHORIZED"
+
+var errBadToken error = refuse(http.StatusUnauthorized, codeUnauthorized, "the token is not valid here, or its user has changed since; log in again")
+
+// explainLogin gives a failed login its answer; the same for a name that doesn't exist.
+func explainLogin(err error) error {
+	var many *auth.TooManyLoginsError
+	switch {
+	case errors.As(err, &many):
+		p := refuse(http.StatusTooManyRequests, codeTooManyRequests, "%s", many.Error())
+		p.retry = many.RetryAfter
+		return p
+	case errors.Is(err, auth.ErrWrongLogin):
+		return refuse(http.StatusUnauthorized, codeUnauthorized, "%s", err.Error())
+	}
+	return err
+}
+
+// admit decides whether a request for an endpoint may go on. It comes before anything of the body is read.
+func (a *API) admit(r *http.Request, n need, rt route) error {
+	x := exchangeOf(r.Context())
+	d, err := a.access.directory()
+	if err != nil || x.caller.Kind == auth.KindOperator {
+		return err
+	}
+	if !d.On() {
+		x.caller = auth.Anybody() // credentials that nobody asked for are no reason to refuse
+		return nil
+	}
+	if x.caller, err = a.access.identify(r, d); err != nil {
+		return a.challenge(r, err, n, rt)
+	}
+	if right := n.right(); right != 0 {
+		if _, ok := d.Decide(x.caller, right, string(rt.repo)); ok {
+			return nil
+		}
+		return a.turnAway(r, d, n, rt)
+	}
+	if n == needsCatalog && x.caller.Limit != nil && !x.caller.Limit.Catalog || r.Header.Get("Authorization") == "" {
+		return a.challenge(r, errLogin, n, rt)
+	}
+	return nil
+}
+
+var errLogin error = refuse(http.StatusUnauthorized, codeUnauthorized, "this needs a login: docker login, or a token for it")
+
+// turnAway answers a caller who has no right. Who could get it with another token is told to ask for one; who is logged in
+// and may not is told so; anybody else may try to log in. None of it depends on whether the repository exists.
+func (a *API) turnAway(r *http.Request, d *auth.Directory, n need, rt route) error {
+	c := exchangeOf(r.Context()).caller
+	unlimited := c
+	unlimited.Limit = nil
+	if _, ok := d.Decide(unlimited, n.right(), string(rt.repo)); !ok && c.Kind != auth.KindAnonymous {
+		return refuse(http.StatusForbidden, codeDenied, "%s has no right to %s on %s; `pier access grant %s %s %s` would give it", c.Name, n.right(), rt.repo, c.Name, n.right(), rt.repo)
+	}
+	return a.challenge(r, errLogin, n, rt)
+}
+
+// challenge tells a client where it gets a token for what it asked.
+func (a *API) challenge(r *http.Request, why error, n need, rt route) error {
+	var p *problem
+	if !errors.As(why, &p) || p.status != http.StatusUnauthorized {
+		return why
+	}
+	said := *p
+	said.challenge = "Bearer realm=" + quote(a.access.origin(r)+tokenPath) + ",service=" + quote(tokenService)
+	if right := n.right(); right != 0 {
+		said.challenge += ",scope=" + quote(auth.RepositoryScope(string(rt.repo), right).String())
+	} else if n == needsCatalog {
+		said.challenge += ",scope=" + quote(auth.CatalogScope().String())
+	}
+	if strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ") {
+		if p == errLogin {
+			said.challenge += `,error="insufficient_scope"`
+		} else {
+			said.challenge += `,error="invalid_token"`
+		}
+	}
+	return &said
+}
+
+// quote makes a quoted string of a header of what came from outside.
+func quote(s string) string {
+	return `"` + strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return -1
+		}
+		return c
+	}, s) + `"`
+}
+
+// origin is the scheme and host at which the client reached the registry.
+func (x *access) origin(r *http.Request) string {
+	if x.cfg.PublicURL != "" {
+		return strings.TrimSuffix(x.cfg.PublicURL, "/")
+	}
+	scheme, host := "http", r.Host
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	if x.trusts(r.RemoteAddr) {
+		if s := r.Header.Get("X-Forwarded-Proto"); s == "http" || s == "https" {
+			scheme = s
+		}
+		if h := r.Header.Get("X-Forwarded-Host"); h != "" {
+			host = h
+		}
+	}
+	return scheme + "://" + host
+}
+
+// source is where a request comes from, without a port: the last address that no trusted proxy has.
+func (x *access) source(r *http.Request) string {
+	source := hostOf(r.RemoteAddr)
+	if !x.trusts(r.RemoteAddr) {
+		return source
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0; i-- {
+		ip, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		source = ip.String()
+		if !x.trusts(source) {
+			break
+		}
+	}
+	return source
+}
+
+func hostOf(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host
+	}
+	return address
+}
+
+func (x *access) trusts(address string) bool {
+	ip, err := netip.ParseAddr(hostOf(address))
+	if err != nil {
+		return false
+	}
+	for _, p := range x.cfg.Proxies {
+		if p.Contains(ip.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+// mayMount tells whether the caller may have blobs of a repository; of any, where none is named.
+func (a *API) mayMount(r *http.Request, from fsm.Repo) (bool, error) {
+	d, err := a.access.directory()
+	if err != nil {
+		return false, err
+	}
+	c := exchangeOf(r.Context()).caller
+	if from == "" {
+		return d.Everywhere(c, auth.Pull), nil
+	}
+	_, ok := d.Decide(c, auth.Pull, string(from))
+	return ok, nil
+}

@@ -1,0 +1,110 @@
+package api
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"pier/api/auth"
+)
+
+const maxForm = 64 << 10
+
+// tokenAnswer is the Docker token protocol's: token and access_token are the same, for clients of either habit.
+type tokenAnswer struct {
+	Token        string    `json:"token"`
+	AccessToken  string    `json:"access_token"`
+	ExpiresIn    int       `json:"expires_in"`
+	IssuedAt     time.Time `json:"issued_at"`
+	RefreshToken string    `json:"refresh_token,omitempty"`
+}
+
+// getToken answers clients that send their password as Basic credentials, or nothing for an anonymous token.
+func (a *API) getToken(w http.ResponseWriter, r *http.Request) error {
+	d, err := a.access.directory()
+	if err != nil {
+		return err
+	}
+	if scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " "); strings.EqualFold(scheme, "Bearer") {
+		return refuse(http.StatusUnauthorized, codeUnauthorized, "a token does not give another one; send a name and a password")
+	}
+	c, err := a.access.identify(r, d)
+	if err != nil {
+		return err
+	}
+	query := r.URL.Query()
+	return a.sendToken(w, d, c, query, query.Get("offline_token") == "true")
+}
+
+// postToken is the OAuth2 form of the same.
+func (a *API) postToken(w http.ResponseWriter, r *http.Request) error {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	if err := r.ParseForm(); err != nil {
+		return refuse(http.StatusBadRequest, codeUnsupported, "the form can't be read, or has more than 64 KiB")
+	}
+	d, err := a.access.directory()
+	if err != nil {
+		return err
+	}
+	var c auth.Caller
+	switch form := r.PostForm; form.Get("grant_type") {
+	case "password":
+		c, err = a.access.logins.Login(r.Context(), d, form.Get("username"), form.Get("password"), a.access.source(r))
+		err = explainLogin(err)
+	case "refresh_token":
+		c, err = a.access.refreshed(form.Get("refresh_token"), d)
+	default:
+		err = refuse(http.StatusBadRequest, codeUnsupported, "grant_type is not known here; password and refresh_token are")
+	}
+	if err != nil {
+		return err
+	}
+	return a.sendToken(w, d, c, r.PostForm, r.PostForm.Get("access_type") == "offline" && r.PostForm.Get("grant_type") == "password")
+}
+
+func (x *access) refreshed(text string, d *auth.Directory) (auth.Caller, error) {
+	keys := x.cfg.Keys()
+	if keys == nil {
+		return auth.Caller{}, errBadToken
+	}
+	c, err := keys.VerifyRefresh(text, tokenService, x.cfg.Now())
+	if err != nil {
+		return auth.Caller{}, errBadToken
+	}
+	now, ok := d.Renew(c, x.cfg.Now())
+	if !ok {
+		return auth.Caller{}, errBadToken
+	}
+	return now, nil
+}
+
+// sendToken signs what the caller gets of what was asked. Less, or nothing, is no error here: the client learns of it
+// where it wants to go.
+func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller, asked url.Values, offline bool) error {
+	keys := a.access.cfg.Keys()
+	if keys == nil {
+		return refuse(http.StatusNotFound, codeUnsupported, "this node signs no tokens")
+	}
+	scopes, err := auth.ParseScopes(asked["scope"])
+	if err != nil {
+		return refuse(http.StatusBadRequest, codeUnsupported, "%v", err)
+	}
+	now := a.access.cfg.Now()
+	token, err := keys.Issue(c, tokenService, d.Grantable(c, scopes), now, a.access.cfg.TokenLife)
+	if err != nil {
+		return err
+	}
+	answer := tokenAnswer{
+		Token: token.Text, AccessToken: token.Text, ExpiresIn: int(a.access.cfg.TokenLife / time.Second), IssuedAt: token.Issued.UTC(),
+	}
+	if offline && c.Kind != auth.KindAnonymous {
+		refresh, err := keys.IssueRefresh(c, tokenService, now, a.access.cfg.RefreshLife)
+		if err != nil {
+			return err
+		}
+		answer.RefreshToken = refresh.Text
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	return writeJSON(w, "application/json", answer)
+}
