@@ -94,6 +94,18 @@ func (s Secrets) GossipKeys() [][]byte {
 	return out
 }
 
+// TokenSeeds are what the keys come from that sign clients' tokens, the one to sign with first.
+func (s Secrets) TokenSeeds() [][]byte {
+	var out [][]byte
+	for _, secret := range s {
+		out = append(out, derive(secret, "client tokens"))
+	}
+	return out
+}
+
+// AuthoritySeed is what the CA comes from that signs the certificates which clients see.
+func (s Secrets) AuthoritySeed() []byte { return derive(s[0], "client certificate authority") }
+
 // Fingerprint names the first secret's certificate authority. It is public.
 func (s Secrets) Fingerprint() string {
 	sum := sha256.Sum256(caKey(s[0]).Public().(ed25519.PublicKey))

@@ -10,26 +10,14 @@ import (
 	"pier/api/client"
 )
 
-// clusterOptions are what the membership commands share.
-type clusterOptions struct {
-	target
-	output
-}
-
 func newCluster() *cobra.Command {
-	o := &clusterOptions{}
-	cmd := &cobra.Command{
-		Use: "cluster", Short: "Look at the cluster, and change who is in it",
-		Example: "  pier cluster status\n  pier cluster remove node3 --data-dir /var/lib/pier",
-	}
-	group(cmd)
-	o.target.addFlags(cmd)
-	o.output.addFlags(cmd)
+	o := &controlOptions{}
+	cmd := o.group("cluster", "Look at the cluster, and change who is in it", "  pier cluster status\n  pier cluster remove node3 --data-dir /var/lib/pier")
 	cmd.AddCommand(o.newStatus(), o.newInvite(), o.newJoin(), o.newLeave(), o.newRemove(), o.newTransfer())
 	return cmd
 }
 
-func (o *clusterOptions) newStatus() *cobra.Command {
+func (o *controlOptions) newStatus() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Who is in, who leads, who is behind", Args: cobra.NoArgs,
 		Long:    "Show the cluster as a node and its peers see it.\nExit code: 0 healthy, 3 degraded, 4 no quorum, 1 no answer.",
@@ -59,7 +47,7 @@ func (o *clusterOptions) newStatus() *cobra.Command {
 	}
 }
 
-func (o *clusterOptions) newInvite() *cobra.Command {
+func (o *controlOptions) newInvite() *cobra.Command {
 	var ttl time.Duration
 	cmd := &cobra.Command{
 		Use: "invite", Short: "Make a one-time token that lets a node in", Args: cobra.NoArgs,
@@ -76,7 +64,7 @@ func (o *clusterOptions) newInvite() *cobra.Command {
 	return cmd
 }
 
-func (o *clusterOptions) newJoin() *cobra.Command {
+func (o *controlOptions) newJoin() *cobra.Command {
 	discard := false
 	cmd := &cobra.Command{
 		Use: "join TOKEN", Short: "Make this node a member of the cluster that the token comes from", Args: cobra.ExactArgs(1),
@@ -97,7 +85,7 @@ func (o *clusterOptions) newJoin() *cobra.Command {
 }
 
 // waitMember waits until the node serves as a member under its new ID.
-func (o *clusterOptions) waitMember(ctx context.Context, id string) error {
+func (o *controlOptions) waitMember(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -119,7 +107,7 @@ func (o *clusterOptions) waitMember(ctx context.Context, id string) error {
 	}
 }
 
-func (o *clusterOptions) newLeave() *cobra.Command {
+func (o *controlOptions) newLeave() *cobra.Command {
 	return &cobra.Command{
 		Use: "leave", Short: "Take this node out of its cluster, once others hold what it holds", Args: cobra.NoArgs,
 		Example: "  pier cluster leave\n  pier cluster leave --data-dir /var/lib/pier",
@@ -132,7 +120,7 @@ func (o *clusterOptions) newLeave() *cobra.Command {
 	}
 }
 
-func (o *clusterOptions) newRemove() *cobra.Command {
+func (o *controlOptions) newRemove() *cobra.Command {
 	force := false
 	cmd := &cobra.Command{
 		Use: "remove NODE", Short: "Take a node out that can't leave by itself", Args: cobra.ExactArgs(1),
@@ -149,7 +137,7 @@ func (o *clusterOptions) newRemove() *cobra.Command {
 	return cmd
 }
 
-func (o *clusterOptions) newTransfer() *cobra.Command {
+func (o *controlOptions) newTransfer() *cobra.Command {
 	return &cobra.Command{
 		Use: "transfer [NODE]", Short: "Hand leadership to another node", Args: cobra.MaximumNArgs(1), ValidArgsFunction: o.completeNodes,
 		Example: "  pier cluster transfer          to the fittest\n  pier cluster transfer node2",
@@ -167,7 +155,7 @@ func (o *clusterOptions) newTransfer() *cobra.Command {
 }
 
 // completeNodes offers the members' names to a shell.
-func (o *clusterOptions) completeNodes(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+func (o *controlOptions) completeNodes(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	var names []string

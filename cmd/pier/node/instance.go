@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"pier/api"
+	"pier/api/auth"
 	"pier/blobsync"
 	"pier/blobsync/store"
 	"pier/cluster"
@@ -79,7 +80,11 @@ func (i *instance) build(n *Node) error {
 		return fmt.Errorf("set up the copying of blobs: %w", err)
 	}
 	guard.blobs = i.blobs
-	i.api, err = api.New(i.apiConfig(n), i.state, i.blobs, log, &control{node: n, inst: i})
+	keys, err := auth.NewKeys(secrets.TokenSeeds())
+	if err != nil {
+		return fmt.Errorf("make the token keys: %w", err)
+	}
+	i.api, err = api.New(i.apiConfig(n, keys), i.state, i.blobs, log, &control{node: n, inst: i})
 	if err != nil {
 		return fmt.Errorf("set up the API: %w", err)
 	}
@@ -100,11 +105,12 @@ func (i *instance) clusterConfig(n *Node, secrets port.Secrets, peers http.Handl
 	}
 }
 
-func (i *instance) apiConfig(n *Node) api.Config {
+func (i *instance) apiConfig(n *Node, keys *auth.Keys) api.Config {
 	cfg := api.Config{
 		Node: fsm.NodeID(i.cluster.ID()), Name: n.cfg.Name, Version: n.opts.Version, Relay: i.cluster.Transport(),
 		Alive: i.alive, Figures: i.apiFigures, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
+		Access: api.Access{Keys: func() *auth.Keys { return keys }},
 	}
 	if n.cfg.AccessLog {
 		cfg.AccessLog = n.logger

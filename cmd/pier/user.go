@@ -1,0 +1,234 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"pier/api/client"
+)
+
+// userOptions are what the commands about users share.
+type userOptions struct {
+	controlOptions
+	fromStdin bool
+}
+
+func newUser() *cobra.Command {
+	o := &userOptions{}
+	cmd := o.group("user", "Say who may come in", "  pier user add alice\n  pier user disable alice")
+	cmd.AddCommand(o.newAdd(), o.newPassword(), o.newSwitch("disable", true), o.newSwitch("enable", false), o.newGroups(), o.newRemove(), o.newList(), o.newImport())
+	return cmd
+}
+
+func (o *userOptions) newAdd() *cobra.Command {
+	var groups []string
+	cmd := &cobra.Command{
+		Use: "add NAME", Short: "Make a user; the first one turns access control on and is administrator", Args: cobra.ExactArgs(1),
+		Example: "  pier user add alice\n  pier user add bob --group dev --password-stdin < password.txt",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			password, err := o.password(cmd)
+			if err != nil {
+				return err
+			}
+			added, err := o.client().AddUser(cmd.Context(), client.UserRequest{Name: args[0], Password: password, Groups: groups})
+			if err != nil {
+				return err
+			}
+			line := "added %s"
+			if added.First {
+				line = "added %s, who is administrator; from now on nobody comes in without a login or a grant"
+			}
+			return o.show(cmd, added, line, args[0])
+		},
+	}
+	cmd.Flags().StringSliceVar(&groups, "group", nil, "a group that the user is in; may be repeated")
+	o.addStdin(cmd)
+	return cmd
+}
+
+func (o *userOptions) addStdin(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&o.fromStdin, "password-stdin", false, "read the password from standard input, its first line")
+}
+
+// password asks twice at a terminal. Elsewhere it must be asked for by name: a password that is taken from standard input
+// by mistake ends in a log.
+func (o *userOptions) password(cmd *cobra.Command) (string, error) {
+	if o.fromStdin {
+		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", fmt.Errorf("read the password: %w", err)
+		}
+		return strings.TrimRight(line, "\r\n"), nil
+	}
+	in, ok := cmd.InOrStdin().(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return "", &exitError{exitUsage, "there is no terminal to ask for the password; use --password-stdin"}
+	}
+	var answers [2]string
+	for i, prompt := range []string{"Password: ", "Once more: "} {
+		fmt.Fprint(cmd.ErrOrStderr(), prompt)
+		typed, err := term.ReadPassword(int(in.Fd()))
+		fmt.Fprintln(cmd.ErrOrStderr())
+		if err != nil {
+			return "", fmt.Errorf("read the password: %w", err)
+		}
+		answers[i] = string(typed)
+	}
+	if answers[0] != answers[1] {
+		return "", errors.New("the two passwords differ; nothing was changed")
+	}
+	return answers[0], nil
+}
+
+func (o *userOptions) newPassword() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "password NAME", Short: "Give a user a new password; the tokens from before end", Args: cobra.ExactArgs(1),
+		Example: "  pier user password alice",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			password, err := o.password(cmd)
+			if err != nil {
+				return err
+			}
+			if err := o.client().ChangePrincipal(cmd.Context(), client.PrincipalChange{Name: args[0], Password: &password}); err != nil {
+				return err
+			}
+			return o.show(cmd, struct{}{}, "%s has a new password", args[0])
+		},
+	}
+	o.addStdin(cmd)
+	return cmd
+}
+
+func (o *userOptions) newSwitch(word string, disabled bool) *cobra.Command {
+	short := map[bool]string{true: "Keep a user or a robot out, on every node; its tokens end", false: "Let a user or a robot in again"}[disabled]
+	return &cobra.Command{
+		Use: word + " NAME", Short: short, Args: cobra.ExactArgs(1),
+		Example: "  pier user " + word + " alice",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.client().ChangePrincipal(cmd.Context(), client.PrincipalChange{Name: args[0], Disabled: &disabled}); err != nil {
+				return err
+			}
+			return o.show(cmd, struct{}{}, word+"d %s", args[0])
+		},
+	}
+}
+
+func (o *userOptions) newGroups() *cobra.Command {
+	return &cobra.Command{
+		Use: "groups NAME [GROUP…]", Short: "Say which groups a user is in, and no others", Args: cobra.MinimumNArgs(1),
+		Example: "  pier user groups alice dev ops",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			groups := append([]string{}, args[1:]...)
+			if err := o.client().ChangePrincipal(cmd.Context(), client.PrincipalChange{Name: args[0], Groups: &groups}); err != nil {
+				return err
+			}
+			return o.show(cmd, struct{}{}, "%s is in %d groups", args[0], len(groups))
+		},
+	}
+}
+
+func (o *controlOptions) newRemovePrincipal(example string) *cobra.Command {
+	return &cobra.Command{
+		Use: "rm NAME", Short: "Remove a user or a robot with its grants", Args: cobra.ExactArgs(1), Example: example,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.client().RemovePrincipal(cmd.Context(), client.NameRequest{Name: args[0]}); err != nil {
+				return err
+			}
+			return o.show(cmd, struct{}{}, "removed %s and its grants", args[0])
+		},
+	}
+}
+
+func (o *userOptions) newRemove() *cobra.Command { return o.newRemovePrincipal("  pier user rm alice") }
+
+func (o *userOptions) newList() *cobra.Command {
+	return o.newListOf("user", "  pier user ls")
+}
+
+func (o *controlOptions) newListOf(kind, example string) *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Short: "List them", Args: cobra.NoArgs, Example: example,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			access, err := o.client().Access(cmd.Context())
+			if err != nil {
+				return err
+			}
+			found := []client.Principal{}
+			for _, p := range access.Principals {
+				if p.Kind == kind {
+					found = append(found, p)
+				}
+			}
+			if o.format == "json" {
+				return printJSON(cmd.OutOrStdout(), found)
+			}
+			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(t, "NAME\tSTATE\tGROUPS\tEXPIRES")
+			for _, p := range found {
+				state, ends := "active", "never"
+				if p.Disabled {
+					state = "disabled"
+				}
+				if p.Expires != nil {
+					ends = p.Expires.Format("2006-01-02 15:04")
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, state, strings.Join(p.Groups, ","), ends)
+			}
+			return t.Flush()
+		},
+	}
+}
+
+func (o *userOptions) newImport() *cobra.Command {
+	file := ""
+	cmd := &cobra.Command{
+		Use: "import --htpasswd FILE", Short: "Make users from a file of NAME:HASH lines, bcrypt as htpasswd -B writes it", Args: cobra.NoArgs,
+		Example: "  pier user import --htpasswd /etc/registry/htpasswd",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			return o.importLines(cmd.Context(), cmd, data)
+		},
+	}
+	cmd.Flags().StringVar(&file, "htpasswd", "", "the file")
+	_ = cmd.MarkFlagRequired("htpasswd")
+	return cmd
+}
+
+// importLines goes on behind a line that is refused, and says which; so that the rest of the file need not wait for it.
+func (o *userOptions) importLines(ctx context.Context, cmd *cobra.Command, data []byte) error {
+	var faults []error
+	count := 0
+	for n, line := range bytes.Split(data, []byte("\n")) {
+		text := strings.TrimSpace(string(line))
+		if text == "" || strings.HasPrefix(text, "#") {
+			continue
+		}
+		name, hash, ok := strings.Cut(text, ":")
+		err := errors.New("want NAME:HASH")
+		if ok {
+			_, err = o.client().AddUser(ctx, client.UserRequest{Name: name, Hash: hash})
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("line %d: %w", n+1, err))
+			continue
+		}
+		count++
+	}
+	if err := o.show(cmd, map[string]int{"added": count}, "added %d users", count); err != nil {
+		return err
+	}
+	return errors.Join(faults...)
+}
