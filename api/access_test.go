@@ -1,0 +1,347 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"pier/api/auth"
+	"pier/fsm"
+)
+
+// withAccess starts n nodes with the same token keys, as one cluster's are.
+func withAccess(t *testing.T, n int, change func(*Config)) *fixture {
+	t.Helper()
+	seed := make([]byte, 32)
+	return newFixture(t, n, func(c *Config) {
+		keys, err := auth.NewKeys([][]byte{seed})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Access.Keys = func() *auth.Keys { return keys }
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// user makes a user with the password NAME's-password and grants as RIGHT:PATTERN.
+func (f *fixture) user(name string, grants ...string) {
+	f.Helper()
+	hash, err := auth.HashPassword(name + "'s-password")
+	f.must(hash, err)
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutPrincipal{Principal: fsm.Principal{Name: name, Password: hash}}))
+	f.grant(name, grants...)
+}
+
+func (f *fixture) grant(subject string, grants ...string) {
+	f.Helper()
+	for _, g := range grants {
+		right, pattern, _ := strings.Cut(g, ":")
+		f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutGrant{Grant: fsm.Grant{Subject: subject, Right: right, Pattern: pattern}}))
+	}
+}
+
+func mustPrefixes(t *testing.T, all ...string) []netip.Prefix {
+	t.Helper()
+	var out []netip.Prefix
+	for _, s := range all {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func basic(f *fixture, name string) string {
+	r, err := http.NewRequestWithContext(f.Context(), "GET", "http://x", nil)
+	f.must(r, err)
+	r.SetBasicAuth(name, name+"'s-password")
+	return r.Header.Get("Authorization")
+}
+
+// token asks a node for one, as docker does; an empty name asks for an anonymous one.
+func (f *fixture) token(n *testNode, name string, scopes ...string) string {
+	f.Helper()
+	var headers []string
+	if name != "" {
+		headers = []string{"Authorization: " + basic(f, name)}
+	}
+	query := url.Values{"service": {tokenService}, "scope": scopes}
+	got := f.want(f.doOn(n, "GET", "/token?"+query.Encode(), nil, headers...), 200, "")
+	var out tokenAnswer
+	f.must(nil, json.Unmarshal(got.body, &out))
+	if out.Token == "" || out.Token != out.AccessToken || out.ExpiresIn < 60 {
+		f.Fatalf("the token's answer: %s", got.body)
+	}
+	return out.Token
+}
+
+// endpoints lists a request for every entry of the route table.
+func endpoints(repo string) []struct {
+	kind         kind
+	method, path string
+} {
+	d := "sha256:" + strings.Repeat("0", 64)
+	upload := "/v2/" + repo + "/blobs/uploads/node-1.none"
+	return []struct {
+		kind         kind
+		method, path string
+	}{
+		{kindRoot, "GET", "/v2/"}, {kindRoot, "HEAD", "/v2/"}, {kindCatalog, "GET", "/v2/_catalog"}, {kindCatalog, "HEAD", "/v2/_catalog"},
+		{kindTags, "GET", "/v2/" + repo + "/tags/list"}, {kindTags, "HEAD", "/v2/" + repo + "/tags/list"},
+		{kindReferrers, "GET", "/v2/" + repo + "/referrers/" + d}, {kindReferrers, "HEAD", "/v2/" + repo + "/referrers/" + d},
+		{kindManifest, "GET", "/v2/" + repo + "/manifests/1"}, {kindManifest, "HEAD", "/v2/" + repo + "/manifests/1"},
+		{kindManifest, "PUT", "/v2/" + repo + "/manifests/2"}, {kindManifest, "DELETE", "/v2/" + repo + "/manifests/none"},
+		{kindBlob, "GET", "/v2/" + repo + "/blobs/" + d}, {kindBlob, "HEAD", "/v2/" + repo + "/blobs/" + d}, {kindBlob, "DELETE", "/v2/" + repo + "/blobs/" + d},
+		{kindUploads, "POST", "/v2/" + repo + "/blobs/uploads/?digest=wrong"}, {kindUpload, "GET", upload}, {kindUpload, "PATCH", upload},
+		{kindUpload, "PUT", upload + "?digest=" + d}, {kindUpload, "DELETE", upload},
+	}
+}
+
+func emptyIndex() []byte { return []byte(`{"schemaVersion":2,"manifests":[]}`) }
+
+// No entry of the table can be without a need, nor without a request in the matrix below.
+func TestEveryEndpointSaysWhatItNeeds(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	tried := map[string]bool{}
+	for _, e := range endpoints("a") {
+		tried[e.kind.String()+" "+e.method] = true
+	}
+	for k, methods := range f.nodes[0].api.table {
+		for m, e := range methods {
+			if e.needs < needsCaller || e.needs > needsDelete {
+				t.Errorf("%s %s needs nothing", m, k)
+			}
+			if !tried[k.String()+" "+m] {
+				t.Errorf("%s %s is not in the matrix", m, k)
+			}
+			if changes := m != "GET" && m != "HEAD"; changes && e.needs <= needsPull {
+				t.Errorf("%s %s changes something for who may only pull", m, k)
+			}
+		}
+	}
+}
+
+// Actor × endpoint × repository, with passwords and with tokens of one node at another.
+func TestWhoMayDoWhat(t *testing.T) {
+	f := withAccess(t, 3, nil)
+	f.user("root")
+	f.user("alice", "push:team/**")
+	f.user("bob", "pull:team/*", "delete:team/app")
+	f.user("eve")
+	f.grant("anonymous", "pull:public/**")
+	rights := map[string]map[string]string{ // of r(ead) w(rite) d(elete)
+		"root": {"team/app": "rwd", "public/x": "rwd", "other": "rwd", "none": "rwd"}, "alice": {"team/app": "rw", "public/x": "r"},
+		"bob": {"team/app": "rd", "public/x": "r"}, "eve": {"public/x": "r"}, "": {"public/x": "r"},
+	}
+	for _, repo := range []string{"team/app", "public/x", "other"} {
+		f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutManifest{Repo: fsm.Repo(repo), Digest: digest.FromBytes(emptyIndex()), MediaType: fsm.TypeOCIIndex, Body: emptyIndex(), Tags: []fsm.Tag{"1"}}))
+	}
+	letters := map[need]string{needsPull: "r", needsPush: "w", needsDelete: "d"}
+	for name, repos := range rights {
+		for _, repo := range []string{"team/app", "public/x", "other", "none"} {
+			token := f.token(f.nodes[0], name, "repository:"+repo+":pull,push,delete", "registry:catalog:*")
+			for i, e := range endpoints(repo) {
+				n := f.nodes[i%len(f.nodes)]
+				needs := n.api.table[e.kind][e.method].needs
+				may := letters[needs] == "" || strings.Contains(repos[repo], letters[needs])
+				for how, header := range map[string]string{"token": "Bearer " + token, "password": basic(f, name)} {
+					if name == "" && how == "password" {
+						continue
+					}
+					got := f.doOn(n, e.method, e.path, nil, "Authorization: "+header)
+					refused := got.StatusCode == 401 || got.StatusCode == 403
+					if refused == may {
+						t.Errorf("%q with a %s: %s %s: %d %s", name, how, e.method, e.path, got.StatusCode, got.body)
+					}
+					if refused && (got.StatusCode == 403) != (name != "") {
+						t.Errorf("%q with a %s: %s %s is refused with %d", name, how, e.method, e.path, got.StatusCode)
+					}
+				}
+			}
+		}
+	}
+}
+
+// Nobody in particular is told where to log in, whatever there is behind the name.
+func TestChallenge(t *testing.T) {
+	f := withAccess(t, 2, nil)
+	f.want(f.do("GET", "/v2/", nil), 200, "") // open until somebody is there
+	f.user("root")
+	host := strings.TrimPrefix(f.nodes[0].url, "http://")
+	realm := `Bearer realm="http://` + host + `/token",service="pier"`
+	for path, scope := range map[string]string{
+		"/v2/": "", "/v2/_catalog": `,scope="registry:catalog:*"`, "/v2/a/b/tags/list": `,scope="repository:a/b:pull"`,
+	} {
+		got := f.want(f.do("GET", path, nil), 401, codeUnauthorized)
+		f.wantHeader(got, "WWW-Authenticate: "+realm+scope)
+	}
+	got := f.want(f.do("POST", "/v2/a/blobs/uploads/", nil), 401, codeUnauthorized)
+	f.wantHeader(got, "WWW-Authenticate: "+realm+`,scope="repository:a:pull,push"`)
+	pull := f.token(f.nodes[1], "root", "repository:a:pull")
+	got = f.want(f.do("POST", "/v2/a/blobs/uploads/", nil, "Authorization: "+"Bearer "+pull), 401, codeUnauthorized)
+	f.wantHeader(got, "WWW-Authenticate: "+realm+`,scope="repository:a:pull,push",error="insufficient_scope"`)
+	got = f.want(f.do("GET", "/v2/", nil, "Authorization: Bearer x.y.z"), 401, codeUnauthorized)
+	f.wantHeader(got, "WWW-Authenticate: "+realm+`,error="invalid_token"`)
+	for _, bad := range []string{"Basic !!!", "Basic", "Digest x", "", "Bearer", basic(f, "nobody")} {
+		f.want(f.do("GET", "/v2/", nil, "Authorization: "+bad), 401, codeUnauthorized)
+	}
+	f.want(f.do("GET", "/v2/", nil, "X-Forwarded-Host: evil.example"), 401, codeUnauthorized)
+	f.wantHeader(f.do("GET", "/v2/", nil, "X-Forwarded-Host: evil.example", "X-Forwarded-Proto: https"), "WWW-Authenticate: "+realm)
+	two, err := http.NewRequestWithContext(t.Context(), "GET", f.nodes[0].url+"/v2/", nil)
+	f.must(two, err)
+	two.Header["Authorization"] = []string{"Bearer " + pull, basic(f, "root")}
+	resp, err := f.client.Do(two)
+	f.must(resp, err)
+	_ = resp.Body.Close()
+	if resp.StatusCode != 400 {
+		t.Errorf("two Authorization headers: %d", resp.StatusCode)
+	}
+}
+
+func TestTrustedProxy(t *testing.T) {
+	f := withAccess(t, 1, func(c *Config) { c.Access.Proxies = mustPrefixes(t, "127.0.0.0/8", "10.0.0.0/8") })
+	f.user("root")
+	got := f.do("GET", "/v2/", nil, "X-Forwarded-Host: registry.example", "X-Forwarded-Proto: https")
+	f.wantHeader(got, "WWW-Authenticate: "+`Bearer realm="https://registry.example/token",service="pier"`)
+	r, err := http.NewRequestWithContext(t.Context(), "GET", "http://x", nil)
+	f.must(r, err)
+	r.RemoteAddr = "127.0.0.1:5"
+	r.Header.Set("X-Forwarded-For", "192.0.2.66, 192.0.2.7, 10.1.2.3")
+	if got := f.nodes[0].api.access.source(r); got != "192.0.2.7" {
+		t.Errorf("the source is %s: what a client says of itself counts", got)
+	}
+	r.RemoteAddr = "192.0.2.9:5"
+	if got := f.nodes[0].api.access.source(r); got != "192.0.2.9" {
+		t.Errorf("the source is %s: a stranger is believed", got)
+	}
+}
+
+// A token ends with what it rests on, on every node that has heard of the change.
+func TestTokensEnd(t *testing.T) {
+	now := time.Now()
+	f := withAccess(t, 2, func(c *Config) { c.Access.Now = func() time.Time { return now } })
+	f.user("root")
+	f.user("alice", "pull:a")
+	token := f.token(f.nodes[0], "alice", "repository:a:pull")
+	get := func() int {
+		return f.doOn(f.nodes[1], "GET", "/v2/a/tags/list", nil, "Authorization: "+"Bearer "+token).StatusCode
+	}
+	if got := get(); got != 404 {
+		t.Fatalf("a good token: %d", got)
+	}
+	now = now.Add(6 * time.Minute)
+	if got := get(); got != 401 {
+		t.Errorf("an old token: %d", got)
+	}
+	token = f.token(f.nodes[0], "alice", "repository:a:pull")
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.DeleteGrant{Grant: fsm.Grant{Subject: "alice", Right: "pull", Pattern: "a"}}))
+	if got := get(); got != 403 {
+		t.Errorf("a token whose grant is gone: %d", got)
+	}
+	f.grant("alice", "pull:a")
+	access, err := f.nodes[0].state.Access()
+	f.must(access, err)
+	for _, p := range access.Principals {
+		if p.Name == "alice" {
+			was := p.Generation
+			p.Disabled = true
+			f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutPrincipal{Principal: p, Was: was}))
+		}
+	}
+	if got := get(); got != 401 {
+		t.Errorf("a disabled user's token: %d", got)
+	}
+	f.want(f.do("GET", "/v2/a/tags/list", nil, "Authorization: "+basic(f, "alice")), 401, codeUnauthorized)
+}
+
+// The OAuth2 form, with a refresh token in place of the password.
+func TestTokenForms(t *testing.T) {
+	f := withAccess(t, 2, nil)
+	f.user("root")
+	post := func(form url.Values) answer {
+		return f.do("POST", "/token", []byte(form.Encode()), "Content-Type: application/x-www-form-urlencoded")
+	}
+	form := url.Values{"grant_type": {"password"}, "username": {"root"}, "password": {"root's-password"}, "service": {"pier"}, "access_type": {"offline"}, "scope": {"repository:a:pull"}}
+	var first, second tokenAnswer
+	f.must(nil, json.Unmarshal(f.want(post(form), 200, "").body, &first))
+	if first.RefreshToken == "" {
+		t.Fatal("no refresh token")
+	}
+	form = url.Values{"grant_type": {"refresh_token"}, "refresh_token": {first.RefreshToken}, "service": {"pier"}, "scope": {"repository:a:push,pull"}}
+	f.must(nil, json.Unmarshal(f.want(post(form), 200, "").body, &second))
+	f.want(f.doOn(f.nodes[1], "POST", "/v2/a/blobs/uploads/", nil, "Authorization: "+"Bearer "+second.Token), 202, "")
+	f.want(f.do("GET", "/v2/", nil, "Authorization: "+"Bearer "+first.RefreshToken), 401, codeUnauthorized)
+	for name, bad := range map[string]url.Values{
+		"wrong password": {"grant_type": {"password"}, "username": {"root"}, "password": {"x"}},
+		"unknown user":   {"grant_type": {"password"}, "username": {"who"}, "password": {"x"}},
+		"access token":   {"grant_type": {"refresh_token"}, "refresh_token": {first.Token}},
+	} {
+		if got := post(bad); got.StatusCode != 401 {
+			t.Errorf("%s: %d %s", name, got.StatusCode, got.body)
+		}
+	}
+	f.want(post(url.Values{"grant_type": {"magic"}}), 400, codeUnsupported)
+	f.want(post(url.Values{"grant_type": {strings.Repeat("x", maxForm)}}), 400, codeUnsupported)
+	f.want(f.do("GET", "/token?scope=nonsense", nil), 400, codeUnsupported)
+	f.want(f.do("GET", "/token", nil, "Authorization: "+"Bearer "+first.Token), 401, codeUnauthorized)
+}
+
+// A mount from where the caller may not look is a mount of what isn't there; and the catalog shows what may be pulled.
+func TestOthersRepositoriesStayHidden(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	secret := f.pushBlob(f.nodes[0], "secret/app", randomBytes(100))
+	f.user("root")
+	f.user("alice", "push:team/**")
+	alice, root := basic(f, "alice"), basic(f, "root")
+	for _, query := range []string{"mount=" + secret.String() + "&from=secret/app", "mount=" + secret.String(), "mount=" + secret.String() + "&from=secret/none"} {
+		f.want(f.do("POST", "/v2/team/app/blobs/uploads/?"+query, nil, "Authorization: "+alice), 202, "")
+	}
+	f.want(f.do("POST", "/v2/team/app/blobs/uploads/?mount="+secret.String(), nil, "Authorization: "+root), 201, "")
+	for i := range 5 {
+		f.must(f.nodes[0].log.Propose(f.Context(), fsm.MountBlob{Repo: fsm.Repo(fmt.Sprintf("team/m%d", i)), Digest: secret}))
+		f.must(f.nodes[0].log.Propose(f.Context(), fsm.MountBlob{Repo: fsm.Repo(fmt.Sprintf("secret/m%d", i)), Digest: secret}))
+	}
+	var seen []string
+	for path := "/v2/_catalog?n=2"; path != ""; {
+		got := f.want(f.do("GET", path, nil, "Authorization: "+alice), 200, "")
+		var page struct{ Repositories []string }
+		f.must(nil, json.Unmarshal(got.body, &page))
+		seen = append(seen, page.Repositories...)
+		path, _, _ = strings.Cut(strings.TrimPrefix(got.Header.Get("Link"), "<"), ">")
+	}
+	if want := "team/app team/m0 team/m1 team/m2 team/m3 team/m4"; strings.Join(seen, " ") != want {
+		t.Errorf("alice sees %v", seen)
+	}
+}
+
+// Wrong passwords are refused alike, and slow down only who sends them.
+func TestGuessingOverHTTP(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	token := f.token(f.nodes[0], "root", "repository:a:pull")
+	slowed := 0
+	for range 40 {
+		got := f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "nobody"))
+		if got.StatusCode == 429 {
+			slowed++
+			if got.Header.Get("Retry-After") == "" {
+				t.Error("who has to wait isn't told how long")
+			}
+		}
+	}
+	if slowed == 0 {
+		t.Error("forty guesses, and none had to wait")
+	}
+	f.want(f.do("GET", "/v2/a/tags/list", nil, "Authorization: "+"Bearer "+token), 404, codeNameUnknown)
+}
