@@ -58,6 +58,7 @@ type Config struct {
 	// (default 3 s).
 	HolderWait time.Duration
 	Access     Access
+	Audit      *Audit // nil writes none
 	Logger     *slog.Logger
 	AccessLog  *slog.Logger // nil writes none
 }
@@ -174,6 +175,9 @@ func (a *API) Handler() http.Handler { return a.router(false) }
 // Control is the control socket: the same, and the whole control API.
 func (a *API) Control() http.Handler { return a.router(true) }
 
+// Peer answers other nodes that ask for what only this one has: its lines of the audit log.
+func (a *API) Peer() http.Handler { return a.observe(a.plain("audit", a.ownAudit)) }
+
 // Relay answers what other nodes relay to this one. A path may keep its leading /relay. It relays nothing on, and doesn't
 // queue: the request has a place at the node that it came to.
 func (a *API) Relay() http.Handler {
@@ -276,7 +280,9 @@ func (a *API) serveRegistry(w http.ResponseWriter, r *http.Request, path string,
 	default:
 		x.route = rt.kind.String()
 	}
+	x.relayed = relayed
 	if err == nil {
+		x.rt, x.named = rt, true
 		err = a.dispatch(w, r, rt, relayed)
 	} else if errors.Is(err, fsm.ErrTagInvalid) && r.Method != http.MethodPut {
 		err = fsm.ErrManifestUnknown // a tag that can't be isn't there

@@ -37,6 +37,7 @@ var errNotAdmin error = refuse(http.StatusForbidden, codeDenied, "this needs the
 func (a *API) controlRoutes(r chi.Router) {
 	r.Get("/cluster/status", a.control(false, func(r *http.Request) (any, error) { return a.cluster.Status(r.Context()) }))
 	r.Get("/access", a.control(true, a.getAccess))
+	r.Get("/audit", a.control(true, a.getAudit))
 	for path, serve := range map[string]http.HandlerFunc{
 		"/cluster/invite": order(a, func(r *http.Request, in client.InviteRequest) (any, error) { return a.cluster.Invite(r.Context(), in) }),
 		"/cluster/join":   order(a, func(r *http.Request, in client.JoinRequest) (any, error) { return a.cluster.Join(r.Context(), in) }),

@@ -19,14 +19,17 @@ import (
 // connection can do: ReadFrom (sendfile), Flush, and the rest through Unwrap.
 type exchange struct {
 	http.ResponseWriter
-	id     string
-	route  string // for metrics: an endpoint's name, never a path
-	caller auth.Caller
-	body   *steadyBody
-	head   bool // a HEAD, whose body net/http swallows
-	status int
-	sent   int64
-	fault  error // what a 5xx answer hides from the client
+	id      string
+	route   string // for metrics: an endpoint's name, never a path
+	caller  auth.Caller
+	rt      route // of the registry's endpoints, once it is known
+	named   bool  // it is known
+	relayed bool  // another node passed it on, and writes it down
+	body    *steadyBody
+	head    bool // a HEAD, whose body net/http swallows
+	status  int
+	sent    int64
+	fault   error // what a 5xx answer hides from the client
 }
 
 func (x *exchange) WriteHeader(status int) {
@@ -137,6 +140,7 @@ func (a *API) finished(x *exchange, r *http.Request, took time.Duration) {
 	if x.fault != nil {
 		a.logger.Warn("request failed", "request", x.id, "method", r.Method, "path", r.URL.Path, "status", x.status, "err", x.fault)
 	}
+	a.audited(x, r)
 	if a.cfg.AccessLog == nil {
 		return
 	}

@@ -48,6 +48,11 @@ func newMetrics(cfg Config) *metrics {
 	}
 	m.registry.MustRegister(m.requests, m.seconds, m.bytes, m.open,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if cfg.Audit != nil {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "pier_audit_dropped_total", Help: "Lines that the audit log could not take.",
+		}, func() float64 { return float64(cfg.Audit.Dropped()) }))
+	}
 	if cfg.Figures != nil {
 		m.registry.MustRegister(newFigureCollector(cfg.Figures))
 	}

@@ -29,6 +29,7 @@ type Config struct {
 	LogFormat         string
 	LogLevel          string
 	AccessLog         bool
+	AuditPulls        bool
 	RaftTimeout       time.Duration
 	RepairDelay       time.Duration
 	MaxVoters         int
@@ -91,14 +92,8 @@ func Settings() []Setting {
 		whole("write-copies", "copies that a push waits for; 0: a majority of the nodes that are to hold it", func(c *Config) *int { return &c.WriteCopies }),
 		text("log-format", "text or json", func(c *Config) *string { return &c.LogFormat }),
 		text("log-level", "debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),
-		{
-			Name: "access-log", Help: "log every request",
-			Set: func(c *Config, v string) (err error) {
-				c.AccessLog, err = strconv.ParseBool(v)
-				return plain(err, "true or false")
-			},
-			Value: func(c Config) string { return strconv.FormatBool(c.AccessLog) },
-		},
+		truth("access-log", "log every request", func(c *Config) *bool { return &c.AccessLog }),
+		truth("audit-pulls", "write pulls into the audit log too, not only changes and refusals", func(c *Config) *bool { return &c.AuditPulls }),
 		duration("raft-timeout", "how long a silent leader is waited for", func(c *Config) *time.Duration { return &c.RaftTimeout }),
 		duration("repair-delay", "how long a node may be away before others copy what it held", func(c *Config) *time.Duration { return &c.RepairDelay }),
 		whole("max-voters", "at most this many nodes vote; the rest serve everything too", func(c *Config) *int { return &c.MaxVoters }),
@@ -122,6 +117,17 @@ func text(name, help string, field func(*Config) *string) Setting {
 		Name: name, Help: help,
 		Set:   func(c *Config, v string) error { *field(c) = v; return nil },
 		Value: func(c Config) string { return *field(&c) },
+	}
+}
+
+func truth(name, help string, field func(*Config) *bool) Setting {
+	return Setting{
+		Name: name, Help: help,
+		Set: func(c *Config, v string) (err error) {
+			*field(c), err = strconv.ParseBool(v)
+			return plain(err, "true or false")
+		},
+		Value: func(c Config) string { return strconv.FormatBool(*field(&c)) },
 	}
 }
 

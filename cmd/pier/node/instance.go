@@ -27,6 +27,7 @@ type instance struct {
 	cluster *cluster.Cluster
 	store   *store.Store
 	blobs   *blobsync.Sync
+	audit   *api.Audit
 	api     *api.API
 	holdAll bool // every node holds every blob
 }
@@ -84,11 +85,13 @@ func (i *instance) build(n *Node) error {
 	if err != nil {
 		return fmt.Errorf("make the token keys: %w", err)
 	}
+	i.audit = api.NewAudit(n.cfg.DataDir, n.cfg.AuditPulls, n.logger)
 	i.api, err = api.New(i.apiConfig(n, keys), i.state, i.blobs, log, &control{node: n, inst: i})
 	if err != nil {
 		return fmt.Errorf("set up the API: %w", err)
 	}
 	peers.Handle("/blobs/", i.blobs.Handler())
+	peers.Handle("/audit", i.api.Peer())
 	peers.Handle("/relay/", http.StripPrefix("/relay", i.api.Relay()))
 	return nil
 }
@@ -110,7 +113,7 @@ func (i *instance) apiConfig(n *Node, keys *auth.Keys) api.Config {
 		Node: fsm.NodeID(i.cluster.ID()), Name: n.cfg.Name, Version: n.opts.Version, Relay: i.cluster.Transport(),
 		Alive: i.alive, Figures: i.apiFigures, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
-		Access: api.Access{Keys: func() *auth.Keys { return keys }},
+		Audit: i.audit, Access: api.Access{Keys: func() *auth.Keys { return keys }},
 	}
 	if n.cfg.AccessLog {
 		cfg.AccessLog = n.logger
@@ -124,6 +127,7 @@ func (i *instance) run(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error { return i.store.Run(groupCtx) })
 	group.Go(func() error { return i.blobs.Run(groupCtx) })
+	group.Go(func() error { return i.audit.Run(groupCtx) })
 	group.Go(func() error { return i.cluster.Run(groupCtx) })
 	err := group.Wait()
 	if errors.Is(err, context.Canceled) {
