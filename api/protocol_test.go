@@ -79,7 +79,7 @@ func TestMethods(t *testing.T) {
 		"/healthz":                      "GET, HEAD",
 		"/readyz":                       "GET, HEAD",
 		"/metrics":                      "GET, HEAD",
-		"/api/v1/cluster/status":        "GET, POST", // POST: to be told to use the socket
+		"/api/v1/cluster/status":        "GET", // POST: to be told to use the socket
 	} {
 		for _, method := range []string{"BREW", "OPTIONS", "TRACE"} {
 			f.wantHeader(f.want(f.do(method, path, nil), 405, codeUnsupported), "Allow: "+allow)
