@@ -18,6 +18,8 @@ import (
 type Access struct {
 	// Keys are the cluster's token keys of the moment; nil has none, and then only open access works.
 	Keys func() *auth.Keys
+	// Authority is the CA that signs the certificates which clients see; nil has none.
+	Authority func() (*auth.Authority, error)
 	// PublicURL is where clients find this node's token service, where the request doesn't say it.
 	PublicURL string
 	// Proxies are believed when they say whom they speak for (X-Forwarded-*).

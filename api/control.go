@@ -36,6 +36,7 @@ var errNotAdmin error = refuse(http.StatusForbidden, codeDenied, "this needs the
 // controlRoutes serves /api/v1. What changes nothing and tells nothing of users is open as long as the registry is.
 func (a *API) controlRoutes(r chi.Router) {
 	r.Get("/cluster/status", a.control(false, func(r *http.Request) (any, error) { return a.cluster.Status(r.Context()) }))
+	r.Get("/ca", a.plain("control", a.getAuthority))
 	r.Get("/access", a.control(true, a.getAccess))
 	r.Get("/audit", a.control(true, a.getAudit))
 	for path, serve := range map[string]http.HandlerFunc{
@@ -55,6 +56,18 @@ func (a *API) controlRoutes(r chi.Router) {
 	} {
 		r.Post(path, serve)
 	}
+}
+
+// getAuthority gives the CA of the certificates that clients see. It is public: it is what strangers are to trust.
+func (a *API) getAuthority(w http.ResponseWriter, _ *http.Request) error {
+	if a.cfg.Access.Authority == nil {
+		return refuse(http.StatusNotFound, codeUnsupported, "this node has no certificate authority")
+	}
+	authority, err := a.cfg.Access.Authority()
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, "application/json", client.Authority{PEM: string(authority.PEM()), Fingerprint: authority.Fingerprint()})
 }
 
 // order is a control call whose request has a body.

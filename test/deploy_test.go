@@ -24,11 +24,12 @@ func TestExampleConfiguration(t *testing.T) {
 	found := map[string]string{}
 	var active strings.Builder
 	for _, m := range setting.FindAllStringSubmatch(string(example), -1) {
-		found[m[1]] = strings.TrimSpace(m[2])
+		found[m[1]] = strings.Trim(strings.TrimSpace(m[2]), `"`)
 		active.WriteString(m[1] + ":" + m[2] + "\n")
 	}
 	// These have no default, or one that the example replaces because it could not be used.
-	own := []string{"name", "data-dir", "cluster-listen", "cluster-advertise", "join", "bootstrap-expect", "cluster-secret-file"}
+	own := []string{"name", "data-dir", "cluster-listen", "cluster-advertise", "join", "bootstrap-expect", "cluster-secret-file",
+		"tls-cert", "tls-key", "public-name", "public-url", "trusted-proxies", "admin-user", "admin-password-file"}
 	defaults := node.Default()
 	for _, s := range node.Settings() {
 		value, ok := found[s.Name]

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -72,6 +73,12 @@ func authorityKey(seed []byte) (*ecdsa.PrivateKey, error) {
 // PEM is the CA certificate as clients install it.
 func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+// Fingerprint names the CA: the SHA-256 of its certificate, in hex, as openssl x509 -fingerprint -sha256 shows it.
+func (a *Authority) Fingerprint() string {
+	sum := sha256.Sum256(a.cert.Raw)
+	return hex.EncodeToString(sum[:])
 }
 
 // Issue makes a server certificate for names and addresses, good from an hour before now.

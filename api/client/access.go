@@ -97,6 +97,18 @@ type Explanation struct {
 	Reason  string `json:"reason"`
 }
 
+// Authority is the cluster's CA for the certificates that clients see; Fingerprint is the SHA-256 of it, in hex.
+type Authority struct {
+	PEM         string `json:"pem"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+// Authority gives the CA.
+func (c *Client) Authority(ctx context.Context) (Authority, error) {
+	var out Authority
+	return out, c.call(ctx, http.MethodGet, "/api/v1/ca", nil, &out)
+}
+
 // Access lists users, robots and grants.
 func (c *Client) Access(ctx context.Context) (Access, error) {
 	var out Access

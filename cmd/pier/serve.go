@@ -3,7 +3,6 @@ package main
 import (
 	"io"
 	"log/slog"
-	"net"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -34,7 +33,9 @@ func newServe() *cobra.Command {
 			return err
 		}
 		logger.Info("serving", "url", n.URL(), "node", n.ID(), "name", cfg.Name, "cluster", n.ClusterAddress(), "data", cfg.DataDir, "version", versionText())
-		warnOpen(logger, cfg.Listen)
+		if open, ok := n.Exposure(); ok {
+			logger.Warn(open, "listen", cfg.Listen)
+		}
 		return n.Run(cmd.Context())
 	}
 	return cmd
@@ -48,16 +49,4 @@ func newLogger(w io.Writer, cfg node.Config) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
-}
-
-// warnOpen says aloud that whoever reaches the address may push and delete.
-func warnOpen(logger *slog.Logger, listen string) {
-	host, _, err := net.SplitHostPort(listen)
-	if err != nil || host == "localhost" {
-		return
-	}
-	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() {
-		return
-	}
-	logger.Warn("THE REGISTRY IS OPEN: it listens beyond this machine, without access control and without TLS; everybody who reaches it can push and delete", "listen", listen)
 }

@@ -37,6 +37,7 @@ type Config struct {
 	DiskReserve       Reserve
 	UploadTTL         time.Duration
 	MaxInFlight       int
+	Access            AccessConfig
 }
 
 // Reserve is the free room of a disk that is never used: a share of it, or bytes when above zero.
@@ -74,6 +75,10 @@ func (s Setting) Variable() string {
 
 // Settings lists every setting.
 func Settings() []Setting {
+	return append(generalSettings(), accessSettings()...)
+}
+
+func generalSettings() []Setting {
 	return []Setting{
 		text("name", "what people call this node", func(c *Config) *string { return &c.Name }),
 		text("data-dir", "where the node keeps everything", func(c *Config) *string { return &c.DataDir }),
@@ -244,7 +249,7 @@ func (c Config) problems() []problem {
 	check(c.MaxVoters >= 1 && c.MaxVoters <= 9, "max-voters", "want 1 to 9")
 	check(c.UploadTTL > 0, "upload-ttl", "want more than 0")
 	check(c.MaxInFlight >= 1, "max-in-flight", "want at least 1")
-	return out
+	return append(out, c.Access.problems()...)
 }
 
 // isAddress tells whether a is host:port. What is listened on may leave the host or the choice of a port to the system.

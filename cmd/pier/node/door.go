@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,6 +31,9 @@ func newFrontDoor(lis net.Listener, logger *slog.Logger) *frontDoor {
 	return d
 }
 
+// secure makes it a door for HTTPS. It comes before run.
+func (d *frontDoor) secure(cfg *tls.Config) { d.server.TLSConfig = cfg }
+
 // serve sends requests to h from now on; nil answers that the node isn't there yet.
 func (d *frontDoor) serve(h http.Handler) {
 	if h == nil {
@@ -54,7 +58,11 @@ func (d *frontDoor) dispatch(w http.ResponseWriter, r *http.Request) {
 func (d *frontDoor) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, d.close)
 	defer stop()
-	err := d.server.Serve(d.lis)
+	serve := d.server.Serve
+	if d.server.TLSConfig != nil {
+		serve = func(lis net.Listener) error { return d.server.ServeTLS(lis, "", "") }
+	}
+	err := serve(d.lis)
 	if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {
 		return nil
 	}

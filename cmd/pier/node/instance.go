@@ -28,6 +28,7 @@ type instance struct {
 	store   *store.Store
 	blobs   *blobsync.Sync
 	audit   *api.Audit
+	log     *proposer
 	api     *api.API
 	holdAll bool // every node holds every blob
 }
@@ -71,8 +72,8 @@ func (i *instance) build(n *Node) error {
 	if err != nil {
 		return fmt.Errorf("set up the cluster: %w", err)
 	}
-	log := newProposer(i.cluster, i.state)
-	records.log = log
+	i.log = newProposer(i.cluster, i.state)
+	records.log = i.log
 	i.blobs, err = blobsync.New(blobsync.Config{
 		Replicas: n.cfg.Replicas, WriteCopies: n.cfg.WriteCopies, Rate: n.cfg.BlobRate,
 		EnsureTimeout: n.opts.Tuning.EnsureTimeout, CompareInterval: n.opts.Tuning.CompareInterval, Logger: n.logger,
@@ -82,11 +83,14 @@ func (i *instance) build(n *Node) error {
 	}
 	guard.blobs = i.blobs
 	keys, err := auth.NewKeys(secrets.TokenSeeds())
+	if err == nil {
+		err = n.authority.store(secrets.AuthoritySeed())
+	}
 	if err != nil {
-		return fmt.Errorf("make the token keys: %w", err)
+		return fmt.Errorf("make the keys for clients: %w", err)
 	}
 	i.audit = api.NewAudit(n.cfg.DataDir, n.cfg.AuditPulls, n.logger)
-	i.api, err = api.New(i.apiConfig(n, keys), i.state, i.blobs, log, &control{node: n, inst: i})
+	i.api, err = api.New(i.apiConfig(n, keys), i.state, i.blobs, i.log, &control{node: n, inst: i})
 	if err != nil {
 		return fmt.Errorf("set up the API: %w", err)
 	}
@@ -113,7 +117,10 @@ func (i *instance) apiConfig(n *Node, keys *auth.Keys) api.Config {
 		Node: fsm.NodeID(i.cluster.ID()), Name: n.cfg.Name, Version: n.opts.Version, Relay: i.cluster.Transport(),
 		Alive: i.alive, Figures: i.apiFigures, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
-		Audit: i.audit, Access: api.Access{Keys: func() *auth.Keys { return keys }},
+		Audit: i.audit, Access: api.Access{
+			Keys: func() *auth.Keys { return keys }, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(),
+			Authority: n.authority.Load,
+		},
 	}
 	if n.cfg.AccessLog {
 		cfg.AccessLog = n.logger

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"pier/api/auth"
 	"pier/cluster"
 	"pier/cluster/port"
 	"pier/fsm"
@@ -48,16 +49,18 @@ type Tuning struct {
 // Node is one running Pier. It owns the data directory, the API listeners and the life of everything inside, which it can
 // stop and start anew while the listeners stay open: that is how a running node becomes a member of another cluster.
 type Node struct {
-	cfg    Config
-	opts   Options
-	logger *slog.Logger
-	lock   *os.File
-	public *frontDoor
-	socket *frontDoor
-	fatal  chan error
-	joins  chan joinOrder
-	killed chan struct{}
-	kill   sync.Once
+	cfg       Config
+	opts      Options
+	logger    *slog.Logger
+	lock      *os.File
+	public    *frontDoor
+	certs     *auth.Certificates // nil without TLS
+	authority authority
+	socket    *frontDoor
+	fatal     chan error
+	joins     chan joinOrder
+	killed    chan struct{}
+	kill      sync.Once
 	// abandoned says that what is inside was told to end already, and may hang with its disk.
 	abandoned atomic.Bool
 
@@ -123,7 +126,13 @@ func (n *Node) open() error {
 		return err
 	}
 	n.current = inst
-	return nil
+	if n.certs, err = n.certificates(); err != nil {
+		return err
+	}
+	if n.certs != nil {
+		n.public.secure(n.certs.TLS())
+	}
+	return n.guarded(inst.state)
 }
 
 // Close gives back what New took, for a node that was never run. It is safe to call more than once.
@@ -151,6 +160,9 @@ func (n *Node) Run(ctx context.Context) error {
 	group, doors := errgroup.WithContext(doors)
 	group.Go(func() error { return n.public.run(doors) })
 	group.Go(func() error { return n.socket.run(doors) })
+	if n.certs != nil {
+		group.Go(func() error { return n.certs.Run(doors) })
+	}
 	err := n.live(ctx)
 	stopDoors()
 	return errors.Join(err, group.Wait())
@@ -184,6 +196,7 @@ func (n *Node) liveOnce(ctx context.Context, inst *instance) (*joinOrder, error)
 	group, runCtx := errgroup.WithContext(runCtx)
 	group.Go(func() error { return inst.run(runCtx) })
 	group.Go(func() error { return n.watchReady(runCtx, inst) })
+	group.Go(func() error { return n.firstUser(runCtx, inst, inst.log) })
 	n.public.serve(inst.api.Handler())
 	n.socket.serve(inst.api.Control())
 
@@ -271,7 +284,12 @@ func (n *Node) Kill() { n.kill.Do(func() { close(n.killed) }) }
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
 // URL is where clients reach this node.
-func (n *Node) URL() string { return "http://" + n.public.address() }
+func (n *Node) URL() string {
+	if n.secure() {
+		return "https://" + n.public.address()
+	}
+	return "http://" + n.public.address()
+}
 
 // Address is the host and port where clients reach this node.
 func (n *Node) Address() string { return n.public.address() }

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newAuthority() *cobra.Command {
+	o := &controlOptions{}
+	cmd := &cobra.Command{
+		Use: "ca", Short: "Print the CA certificate that clients are to trust (tls auto)", Args: cobra.NoArgs,
+		Example: "  pier ca > registry-ca.crt",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a, err := o.client().Authority(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return o.show(cmd, a, "%s", strings.TrimRight(a.PEM, "\n"))
+		},
+	}
+	o.target.addFlags(cmd)
+	o.output.addFlags(cmd)
+	return cmd
+}
+
+// trustOptions say whom to trust and how far.
+type trustOptions struct {
+	install     bool
+	fingerprint string
+	root        string
+}
+
+func newTrust() *cobra.Command {
+	o := &trustOptions{}
+	cmd := &cobra.Command{
+		Use: "trust HOST:PORT", Short: "Show what Docker, containerd and Podman need on this machine to trust a registry", Args: cobra.ExactArgs(1),
+		Long: "Fetch the CA of a registry with tls auto, and print what Docker, containerd and Podman need here to trust it; with\n" +
+			"--install, write it. The CA comes over a connection that nobody vouches for yet: compare its fingerprint with\n" +
+			"`pier ca -o json` on a node, or give it with --fingerprint.",
+		Example: "  pier trust registry.lan:5000\n  pier trust registry.lan:5000 --install --fingerprint 3f0c…",
+		RunE:    func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
+	}
+	cmd.Flags().BoolVar(&o.install, "install", false, "write the files (needs root)")
+	cmd.Flags().StringVar(&o.fingerprint, "fingerprint", "", "trust only the CA with this SHA-256")
+	cmd.Flags().StringVar(&o.root, "root", "/", "write below this directory")
+	_ = cmd.Flags().MarkHidden("root")
+	return cmd
+}
+
+func (o *trustOptions) run(cmd *cobra.Command, address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return &exitError{exitUsage, fmt.Sprintf("%q: want HOST:PORT, as it stands in image names", address)}
+	}
+	ca, err := fetchAuthority(cmd.Context(), address, host)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(ca.Raw)
+	print := hex.EncodeToString(sum[:])
+	if want := strings.ToLower(strings.ReplaceAll(o.fingerprint, ":", "")); want != "" && want != print {
+		return fmt.Errorf("the CA of %s has the fingerprint %s, not the one given: somebody may be in between", address, print)
+	}
+	out := cmd.OutOrStdout()
+	fmt.Fprintf(out, "CA of %s, SHA-256 fingerprint %s\n", address, print)
+	files := trustFiles(address, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw}))
+	if !o.install {
+		for _, f := range files {
+			fmt.Fprintf(out, "\n# %s: %s\n%s", f.who, f.path, f.content)
+		}
+		return nil
+	}
+	if err := o.agreed(cmd); err != nil {
+		return err
+	}
+	for _, f := range files {
+		path := filepath.Join(o.root, f.path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, f.content, 0o644)); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "wrote %s (%s)\n", path, f.who)
+	}
+	return nil
+}
+
+// agreed asks a person to compare the fingerprint, unless it was given.
+func (o *trustOptions) agreed(cmd *cobra.Command) error {
+	if o.fingerprint != "" {
+		return nil
+	}
+	fmt.Fprint(cmd.ErrOrStderr(), "Is this the fingerprint that `pier ca -o json` shows on a node? Type yes: ")
+	line, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+	if strings.TrimSpace(line) != "yes" {
+		return errors.New("nothing was written")
+	}
+	return nil
+}
+
+// fetchAuthority takes the CA that a server sends along, if it really signed the server's certificate for the host.
+func fetchAuthority(ctx context.Context, address, host string) (*x509.Certificate, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} // whom to trust is what is being found out
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its certificate: %w", address, err)
+	}
+	defer func() { _ = conn.Close() }()
+	chain := conn.(*tls.Conn).ConnectionState().PeerCertificates
+	ca := chain[len(chain)-1]
+	if !ca.IsCA || len(chain) < 2 {
+		return nil, fmt.Errorf("%s sends no CA with its certificate: it isn't a registry with tls auto", address)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
+	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: host}); err != nil {
+		return nil, fmt.Errorf("the certificate of %s: %w; start the nodes with --public-name %s", address, err, host)
+	}
+	return ca, nil
+}
+
+type trustFile struct {
+	who, path string
+	content   []byte
+}
+
+func trustFiles(address string, ca []byte) []trustFile {
+	hosts := fmt.Appendf(nil, "server = \"https://%s\"\n\n[host.\"https://%s\"]\n  ca = \"/etc/containerd/certs.d/%s/ca.crt\"\n", address, address, address)
+	return []trustFile{
+		{"Docker", "/etc/docker/certs.d/" + address + "/ca.crt", ca},
+		{"Podman, Buildah, Skopeo, CRI-O", "/etc/containers/certs.d/" + address + "/ca.crt", bytes.Clone(ca)},
+		{"containerd", "/etc/containerd/certs.d/" + address + "/ca.crt", bytes.Clone(ca)},
+		{"containerd", "/etc/containerd/certs.d/" + address + "/hosts.toml", hosts},
+	}
+}
