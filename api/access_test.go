@@ -304,6 +304,7 @@ func TestOthersRepositoriesStayHidden(t *testing.T) {
 	f.user("root")
 	f.user("alice", "push:team/**")
 	alice, root := basic(f, "alice"), basic(f, "root")
+	f.wantHeader(f.want(f.do("GET", "/v2/secret/app/blobs/"+secret.String(), nil, "Authorization: "+root), 200, ""), "Cache-Control: "+cacheOwn)
 	for _, query := range []string{"mount=" + secret.String() + "&from=secret/app", "mount=" + secret.String(), "mount=" + secret.String() + "&from=secret/none"} {
 		f.want(f.do("POST", "/v2/team/app/blobs/uploads/?"+query, nil, "Authorization: "+alice), 202, "")
 	}

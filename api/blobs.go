@@ -21,6 +21,7 @@ import (
 const (
 	typeBytes     = "application/octet-stream"
 	cacheForever  = "public, max-age=31536000, immutable"
+	cacheOwn      = "private, max-age=31536000, immutable"
 	cacheNot      = "no-cache"
 	headerDigest  = "Docker-Content-Digest"
 	headerSubject = "OCI-Subject"
@@ -50,14 +51,14 @@ func syncBlob(b fsm.Blob) blobsync.Blob {
 	return blobsync.Blob{Digest: b.Digest, Size: b.Size, Origin: blobsync.NodeID(b.Origin), Since: b.Since}
 }
 
-func describeBlob(w http.ResponseWriter, d digest.Digest) {
+func describeBlob(w http.ResponseWriter, r *http.Request, d digest.Digest) {
 	h := w.Header()
 	h.Set("Content-Type", typeBytes)
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set(headerDigest, d.String())
 	h.Set("ETag", etag(d))
-	h.Set("Cache-Control", cacheForever)
+	h.Set("Cache-Control", keepable(r))
 }
 
 // headBlob says whether a client may count on the blob. One that nobody reachable holds is answered as unknown: the
@@ -70,7 +71,7 @@ func (a *API) headBlob(w http.ResponseWriter, r *http.Request, rt route) error {
 	if err := a.awaitHolder(r.Context(), b); err != nil {
 		return err
 	}
-	describeBlob(w, b.Digest)
+	describeBlob(w, r, b.Digest)
 	if done, err := preconditions(w, r, b.Digest); done || err != nil {
 		return err
 	}
@@ -107,13 +108,21 @@ func (a *API) hasPeers() bool {
 	return slices.ContainsFunc(nodes, func(n fsm.Node) bool { return n.ID != a.cfg.Node && !n.Away })
 }
 
+// keepable lets caches on the way keep what has a digest, unless it was given to somebody in particular.
+func keepable(r *http.Request) string {
+	if r.Header.Get("Authorization") != "" {
+		return cacheOwn
+	}
+	return cacheForever
+}
+
 // getBlob sends a blob or a part of it, from the disk or through this node from one that holds it.
 func (a *API) getBlob(w http.ResponseWriter, r *http.Request, rt route) error {
 	b, err := a.findBlob(r.Context(), rt.repo, rt.digest)
 	if err != nil {
 		return err
 	}
-	describeBlob(w, b.Digest)
+	describeBlob(w, r, b.Digest)
 	if done, err := preconditions(w, r, b.Digest); done || err != nil {
 		return err
 	}

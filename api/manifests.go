@@ -82,7 +82,7 @@ func (a *API) getManifest(w http.ResponseWriter, r *http.Request, rt route) erro
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set(headerDigest, info.Digest.String())
 	h.Set("ETag", etag(info.Digest))
-	h.Set("Cache-Control", cacheForever)
+	h.Set("Cache-Control", keepable(r))
 	if rt.tag != "" {
 		h.Set("Cache-Control", cacheNot)
 	}
