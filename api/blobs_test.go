@@ -194,7 +194,7 @@ func BenchmarkBlobGet(b *testing.B) {
 					return
 				}
 				defer func() { _ = file.Close() }()
-				describeBlob(w, someDigest)
+				describeBlob(w, r, someDigest)
 				a := &API{cfg: Config{BodyIdle: defaultBodyIdle}}
 				_ = a.sendBlob(&exchange{ResponseWriter: w}, file, span{length: int64(size), size: int64(size)}, false)
 			}))
