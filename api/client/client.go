@@ -19,13 +19,15 @@ const maxAnswer = 16 << 20
 type Options struct {
 	Socket string
 	Server string
+	Login  Login // for Server
 }
 
 // Client is safe for concurrent use. Calls end with their context.
 type Client struct {
-	base string
-	at   string // where the node is, for errors
-	http *http.Client
+	base  string
+	at    string // where the node is, for errors
+	http  *http.Client
+	login *bearer // nil without one
 }
 
 // New makes a client; it connects with the first call.
@@ -35,7 +37,11 @@ func New(o Options) *Client {
 		if !strings.Contains(base, "://") {
 			base = "http://" + base
 		}
-		return &Client{base: base, at: base, http: &http.Client{}}
+		c := &Client{base: base, at: base, http: &http.Client{Transport: trusting(o.Login.CA)}}
+		if o.Login.Token != "" {
+			c.login = &bearer{refresh: o.Login.Token}
+		}
+		return c
 	}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
@@ -100,13 +106,12 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	if err != nil {
 		return err
 	}
+	if err := c.authorize(req); err != nil {
+		return err
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var outer *url.Error // names a URL that nobody wrote
-		if errors.As(err, &outer) {
-			err = outer.Err
-		}
-		return fmt.Errorf("no answer from the node at %s: %w", c.at, err)
+		return c.noAnswer(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
@@ -123,6 +128,14 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("understand the node's answer: %w", err)
 	}
 	return nil
+}
+
+func (c *Client) noAnswer(err error) error {
+	var outer *url.Error // names a URL that nobody wrote
+	if errors.As(err, &outer) {
+		err = outer.Err
+	}
+	return fmt.Errorf("no answer from the node at %s: %w", c.at, err)
 }
 
 // refusal reads the error body that all of the API uses.

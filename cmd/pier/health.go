@@ -29,7 +29,8 @@ func (t *target) addFlags(cmd *cobra.Command) {
 }
 
 func (t *target) client() *client.Client {
-	return client.New(client.Options{Socket: filepath.Join(t.dataDir, node.SocketName), Server: t.server})
+	all, _ := readLogins() // without a login the server says what it needs
+	return client.New(client.Options{Socket: filepath.Join(t.dataDir, node.SocketName), Server: t.server, Login: all[t.server]})
 }
 
 func newHealth() *cobra.Command {

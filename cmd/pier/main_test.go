@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"regexp"
 	"strconv"
 	"syscall"
 	"testing"
@@ -44,7 +45,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("FREE", strconv.Itoa(free))
 			return err
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "await-file": awaitFile},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": url, "await-file": awaitFile},
 	})
 }
 
@@ -105,4 +106,15 @@ func awaitFile(ts *testscript.TestScript, gone bool, args []string) {
 		case <-tick.C:
 		}
 	}
+}
+
+// url sets $URL to where clients reach the node of a data directory: url DIR SCHEME.
+func url(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ts.Exec("pier", "cluster", "status", "-o", "json", "--data-dir", args[0]))
+	found := regexp.MustCompile(`"api": "([^"]+)"`).FindStringSubmatch(ts.ReadFile("stdout"))
+	if found == nil {
+		ts.Fatalf("status names no address")
+	}
+	ts.Setenv("URL", args[1]+"://"+found[1])
+	ts.Setenv("ADDRESS", found[1])
 }

@@ -1,0 +1,111 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Login is what a client keeps to come in over the network: a token that stands for the password, and the CA to trust
+// beside the system's, PEM.
+type Login struct {
+	Token string `json:"token"`
+	CA    string `json:"ca,omitempty"`
+}
+
+// bearer asks for access tokens, each as long as it is good.
+type bearer struct {
+	refresh string
+
+	mu     sync.Mutex
+	access string
+	ends   time.Time
+}
+
+// controlScope is what the control API asks of a token.
+const controlScope = "cluster:pier:admin"
+
+// LogIn gives the login that stands for a user's password on this server.
+func (c *Client) LogIn(ctx context.Context, user, password string) (Login, error) {
+	answer, err := c.token(ctx, url.Values{
+		"grant_type": {"password"}, "username": {user}, "password": {password}, "access_type": {"offline"},
+	})
+	if err == nil && answer.Refresh == "" {
+		err = errors.New("the server gives no token that lasts")
+	}
+	return Login{Token: answer.Refresh}, err
+}
+
+type tokenAnswer struct {
+	Access  string `json:"access_token"`
+	Refresh string `json:"refresh_token"`
+	Expires int    `json:"expires_in"`
+}
+
+func (c *Client) token(ctx context.Context, form url.Values) (tokenAnswer, error) {
+	form.Set("service", "pier")
+	form.Set("client_id", "pier")
+	form.Set("scope", controlScope)
+	var out tokenAnswer
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/token", strings.NewReader(form.Encode()))
+	if err != nil {
+		return out, err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return out, c.noAnswer(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err == nil && resp.StatusCode/100 != 2 {
+		err = refusal(resp.StatusCode, data)
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &out)
+	}
+	return out, err
+}
+
+// authorize gives a request the caller's token, if there is a login.
+func (c *Client) authorize(req *http.Request) error {
+	if c.login == nil {
+		return nil
+	}
+	c.login.mu.Lock()
+	defer c.login.mu.Unlock()
+	if time.Now().After(c.login.ends) {
+		answer, err := c.token(req.Context(), url.Values{"grant_type": {"refresh_token"}, "refresh_token": {c.login.refresh}})
+		if err != nil {
+			return fmt.Errorf("the login is not good any more (pier login): %w", err)
+		}
+		c.login.access = answer.Access
+		c.login.ends = time.Now().Add(time.Duration(answer.Expires) * time.Second / 2)
+	}
+	req.Header.Set("Authorization", "Bearer "+c.login.access)
+	return nil
+}
+
+// trusting makes a transport that trusts the CA beside the system's.
+func trusting(ca string) *http.Transport {
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
+	if ca == "" {
+		return t
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	roots.AppendCertsFromPEM([]byte(ca))
+	t.TLSClientConfig = &tls.Config{RootCAs: roots}
+	return t
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"pier/api/client"
+)
+
+// logins are a person's, by the URL of the server; the file is readable to that person alone.
+type logins map[string]client.Login
+
+func loginsPath() (string, error) {
+	dir, err := os.UserConfigDir()
+	return filepath.Join(dir, "pier", "logins.json"), err
+}
+
+func readLogins() (logins, error) {
+	path, err := loginsPath()
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return logins{}, nil
+	}
+	all := logins{}
+	if err == nil {
+		err = json.Unmarshal(data, &all)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the logins in %s: %w", path, err)
+	}
+	return all, nil
+}
+
+func (l logins) save() error {
+	path, err := loginsPath()
+	if err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	next := path + ".next"
+	if err := os.WriteFile(next, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, path)
+}
+
+func newLogin() *cobra.Command {
+	o := &userOptions{}
+	user, ca := "", ""
+	cmd := &cobra.Command{
+		Use: "login", Short: "Log in to a node over the network, for the other commands with --server", Args: cobra.NoArgs,
+		Example: "  pier login --server https://registry.lan:5000 --user alice\n  pier login --server https://registry.lan:5000 --user alice --ca registry-ca.crt --password-stdin < password.txt",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.server == "" || user == "" {
+				return &exitError{exitUsage, "a login needs --server and --user"}
+			}
+			all, err := readLogins()
+			if err != nil {
+				return err
+			}
+			pem, err := readCA(ca)
+			if err != nil {
+				return err
+			}
+			password, err := o.password(cmd)
+			if err != nil {
+				return err
+			}
+			c := client.New(client.Options{Server: o.server, Login: client.Login{CA: pem}})
+			login, err := c.LogIn(cmd.Context(), user, password)
+			if err != nil {
+				return err
+			}
+			login.CA = pem
+			all[o.server] = login
+			if err := all.save(); err != nil {
+				return err
+			}
+			return o.show(cmd, map[string]string{"server": o.server, "user": user}, "logged in to %s as %s", o.server, user)
+		},
+	}
+	o.target.addFlags(cmd)
+	o.output.addFlags(cmd)
+	cmd.Flags().StringVar(&user, "user", "", "who logs in")
+	cmd.Flags().StringVar(&ca, "ca", "", "trust this CA, PEM (pier ca prints a cluster's)")
+	o.addStdin(cmd)
+	return cmd
+}
+
+func readCA(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	data, err := os.ReadFile(path)
+	return string(data), err
+}
+
+func newLogout() *cobra.Command {
+	o := &controlOptions{}
+	cmd := &cobra.Command{
+		Use: "logout", Short: "Forget the login to a node", Args: cobra.NoArgs,
+		Example: "  pier logout --server https://registry.lan:5000",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all, err := readLogins()
+			if err != nil {
+				return err
+			}
+			if _, ok := all[o.server]; !ok {
+				return fmt.Errorf("there is no login to %q", o.server)
+			}
+			delete(all, o.server)
+			if err := all.save(); err != nil {
+				return err
+			}
+			return o.show(cmd, struct{}{}, "logged out of %s", o.server)
+		},
+	}
+	o.target.addFlags(cmd)
+	o.output.addFlags(cmd)
+	return cmd
+}
