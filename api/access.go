@@ -63,7 +63,7 @@ type access struct {
 	current *auth.Directory
 }
 
-func newAccess(cfg Access, state *fsm.State) (*access, error) {
+func newAccess(cfg Access, state *fsm.State) *access {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -72,8 +72,7 @@ func newAccess(cfg Access, state *fsm.State) (*access, error) {
 	}
 	orDefault(&cfg.TokenLife, 5*time.Minute)
 	orDefault(&cfg.RefreshLife, 30*24*time.Hour)
-	logins, err := auth.NewLogins(cfg.Now)
-	return &access{cfg: cfg, state: state, logins: logins}, err
+	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now)}
 }
 
 // directory is who there is, as this node's state has it. It is made anew when the state says that something changed.

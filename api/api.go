@@ -143,10 +143,7 @@ func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cl
 		memory:  semaphore.NewWeighted(manifestMemory),
 		metrics: newMetrics(cfg),
 	}
-	var err error
-	if a.access, err = newAccess(cfg.Access, state); err != nil {
-		return nil, err
-	}
+	a.access = newAccess(cfg.Access, state)
 	a.table = map[kind]map[string]endpoint{
 		kindRoot:      {"GET": {needsCaller, a.getRoot}},
 		kindCatalog:   {"GET": {needsCatalog, a.getCatalog}},

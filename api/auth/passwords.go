@@ -34,6 +34,10 @@ const (
 	cacheLife  = time.Minute
 	cacheLimit = 10_000
 	maxWaiting = 64 // logins that wait for a bcrypt
+
+	// dummyHash is compared where there is no hash, so that an unknown name takes as long as a wrong password. Of the same
+	// cost; what it is the hash of was thrown away, and would let nobody in.
+	dummyHash = "$2a$10$2Vrmz.E0DCHJMuP3eluscOFbCJMwROTbZ/TmhSXd1Xxl8MftjZaaC"
 )
 
 // HashPassword makes a user's hash. It refuses what is too short to be safe or longer than bcrypt looks at.
@@ -79,16 +83,12 @@ type Logins struct {
 }
 
 // NewLogins makes a checker that knows of no failures yet.
-func NewLogins(now func() time.Time) (*Logins, error) {
-	dummy, err := bcrypt.GenerateFromPassword([]byte(rand.Text()), bcryptCost)
-	if err != nil {
-		return nil, err
-	}
+func NewLogins(now func() time.Time) *Logins {
 	return &Logins{
-		now: now, key: []byte(rand.Text()), dummy: dummy, runs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		now: now, key: []byte(rand.Text()), dummy: []byte(dummyHash), runs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		verified: make(map[[sha256.Size]byte]time.Time),
 		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second),
-	}, nil
+	}
 }
 
 // Login gives the caller with that name and password. ErrWrongLogin says no in the same words and the same time for a
