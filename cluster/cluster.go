@@ -69,6 +69,7 @@ func New(cfg Config, state State, records Records, guard Guard) (*Cluster, error
 	}
 	cfg = cfg.withDefaults()
 	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), meter: &logMeter{State: state}, ready: make(chan struct{}), booted: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1), removing: make(chan struct{}, 1)}
+	c.tasks.ended = make(chan struct{})
 	if err := c.open(); err != nil {
 		c.Close()
 		return nil, err
@@ -207,6 +208,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	}
 	c.transport.letGo()
 	err := c.endRaft()
+	close(c.tasks.ended)
 	c.newLeader.notify() // whoever waits for another leader waits in vain
 	stop()
 	if groupErr := group.Wait(); groupErr != nil && !errors.Is(groupErr, context.Canceled) {

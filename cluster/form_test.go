@@ -273,6 +273,33 @@ func TestAHungLogDoesNotKeepTheNodeAlive(t *testing.T) {
 	m.kill()
 }
 
+// Commands that Raft hasn't looked at when it ends are given up, and don't keep their goroutines.
+func TestQueuedCommandsEndWithRaft(t *testing.T) {
+	h := newHouse(t)
+	m := h.add(nil)
+	m.start()
+	m.ready()
+	defer hangLog(t, m.cluster)()
+	c := m.cluster
+	const queued = 5
+	answers := make(chan error, queued)
+	for range queued {
+		future := c.raft.Apply([]byte("{}"), time.Second)
+		go func() { answers <- c.tasks.await(context.Background(), future) }()
+	}
+	m.kill()
+	for range queued {
+		select {
+		case err := <-answers:
+			if err == nil {
+				t.Error("a command went through a disk that hangs")
+			}
+		case <-time.After(patience):
+			t.Fatalf("a command waits for ever; %d tasks are left", c.tasks.busy)
+		}
+	}
+}
+
 // A founder that lost its disk while the cluster formed, and came back with the lowest ID, follows whom the others have
 // promised to follow: they can't promise again.
 func TestAFounderEmptiedWhileFormingFollows(t *testing.T) {

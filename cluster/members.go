@@ -274,9 +274,8 @@ func (c *Cluster) change(ctx context.Context, begin func(now uint64) raft.Future
 		return err
 	}
 	moved := c.newLeader.wait()
-	future := begin(now.Index())
-	done := make(chan error, 1)
-	if !c.tasks.run(func() { done <- future.Error() }) {
+	done, ok := c.tasks.follow(begin(now.Index()))
+	if !ok {
 		return raft.ErrRaftShutdown
 	}
 	select {
