@@ -45,6 +45,8 @@ type Caller struct {
 	Name       string
 	Groups     []string
 	Generation uint64
+	// Until is when what the caller came in with ends, where that is before the caller; zero means never.
+	Until time.Time
 	// Limit is what a token was made for; nil limits nothing.
 	Limit *Limit
 }

@@ -8,7 +8,9 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,10 +72,11 @@ func NewSecret() (text string, kept Secret) {
 // Logins checks passwords at a bounded cost: few bcrypt runs at a time, none for what was verified within the last minute,
 // and growing pauses for an account and an address from which wrong ones come. Safe for concurrent use.
 type Logins struct {
-	now   func() time.Time
-	key   []byte // of this process
-	dummy []byte
-	runs  chan struct{}
+	now     func() time.Time
+	key     []byte // of this process
+	dummy   []byte
+	compare func(hash, password []byte) error
+	runs    chan struct{}
 
 	mu       sync.Mutex
 	waiting  int
@@ -85,8 +88,8 @@ type Logins struct {
 // NewLogins makes a checker that knows of no failures yet.
 func NewLogins(now func() time.Time) *Logins {
 	return &Logins{
-		now: now, key: []byte(rand.Text()), dummy: []byte(dummyHash), runs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-		verified: make(map[[sha256.Size]byte]time.Time),
+		now: now, key: []byte(rand.Text()), dummy: []byte(dummyHash), compare: bcrypt.CompareHashAndPassword,
+		runs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), verified: make(map[[sha256.Size]byte]time.Time),
 		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second),
 	}
 }
@@ -94,19 +97,45 @@ func NewLogins(now func() time.Time) *Logins {
 // Login gives the caller with that name and password. ErrWrongLogin says no in the same words and the same time for a
 // name that doesn't exist; a *TooManyLoginsError says not now. source is where the caller comes from, without a port.
 func (l *Logins) Login(ctx context.Context, d *Directory, name, password, source string) (Caller, error) {
-	p, _ := d.Find(name)
+	c, active := d.Active(name, l.now())
+	var p Principal
+	if active { // else it is as if there were none: a password that was right must not show
+		p, _ = d.Find(name)
+	}
+	if s, ok := l.secretOf(p, password); ok {
+		c.Until = s.Expires
+		return c, nil
+	}
 	seen := l.digest(p, password)
-	if !l.secretMatches(p, password) && !l.remembers(seen) {
-		if err := l.check(ctx, p, name, password, source); err != nil {
+	if !l.remembers(seen) {
+		if err := l.check(ctx, p, accountKey(name), password, sourceKey(source)); err != nil {
 			return Caller{}, err
 		}
 		l.remember(seen)
 	}
-	c, ok := d.Active(name, l.now())
-	if !ok {
-		return Caller{}, ErrWrongLogin
-	}
 	return c, nil
+}
+
+// accountKey is what is kept of a name that was wrong. It shares no memory with what came in, which has the password in it
+// too; and names that nobody can have are one.
+func accountKey(name string) string {
+	if len(name) > maxName {
+		return ""
+	}
+	return strings.Clone(name)
+}
+
+// sourceKey is what is kept of an address: of IPv6 the network, in which one machine may have any address.
+func sourceKey(source string) string {
+	ip, err := netip.ParseAddr(source)
+	if err != nil || ip.Unmap().Is4() {
+		return source
+	}
+	network, err := ip.Prefix(64)
+	if err != nil {
+		return source
+	}
+	return network.String()
 }
 
 func (l *Logins) check(ctx context.Context, p Principal, name, password, source string) error {
@@ -124,8 +153,11 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 	if !possible {
 		hash = l.dummy
 	}
-	err := bcrypt.CompareHashAndPassword(hash, []byte(password[:min(len(password), maxPassword)]))
-	right := err == nil && possible
+	short := []byte(password[:min(len(password), maxPassword)])
+	right := l.compare(hash, short) == nil && possible
+	if !right && quicker(hash, l.dummy) {
+		_ = l.compare(l.dummy, short) // an imported hash must not answer sooner than a name that nobody has
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !right {
@@ -137,19 +169,25 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 	return nil
 }
 
-// secretMatches needs no bcrypt and no pause: a robot's secret is too long to be guessed.
-func (l *Logins) secretMatches(p Principal, text string) bool {
+// quicker tells whether a hash takes less time than another.
+func quicker(hash, other []byte) bool {
+	a, _ := bcrypt.Cost(hash) // 0 for what is none
+	b, _ := bcrypt.Cost(other)
+	return a < b
+}
+
+// secretOf finds the robot's secret that the text is. It needs no bcrypt and no pause: a secret is too long to be guessed.
+func (l *Logins) secretOf(p Principal, text string) (found Secret, ok bool) {
 	if p.Kind != KindRobot {
-		return false
+		return Secret{}, false
 	}
 	sum := sha256.Sum256([]byte(text))
-	found := 0
 	for _, s := range p.Secrets {
-		if s.Expires.IsZero() || l.now().Before(s.Expires) {
-			found |= subtle.ConstantTimeCompare(sum[:], s.Hash)
+		if (s.Expires.IsZero() || l.now().Before(s.Expires)) && subtle.ConstantTimeCompare(sum[:], s.Hash) == 1 {
+			found, ok = s, true
 		}
 	}
-	return found == 1
+	return found, ok
 }
 
 // enter waits for a place among the bcrypt runs.

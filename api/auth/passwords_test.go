@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/crypto/bcrypt"
 )
@@ -117,6 +118,64 @@ func TestGuessingIsSlowedDown(t *testing.T) {
 	}
 	if err := login("bob", "bob's other", "192.0.2.1"); !errors.As(err, &slowed) {
 		t.Errorf("an address that tries many names: %v", err)
+	}
+}
+
+// What is kept of wrong logins is short, and nothing of the password.
+func TestWrongLoginsLeaveLittle(t *testing.T) {
+	l, _ := logins(t)
+	d := NewDirectory(true, nil, nil)
+	came := "mallory:" + strings.Repeat("secret", 1000)
+	name, password, _ := strings.Cut(came, ":")
+	for _, x := range []struct{ name, source string }{
+		{name, "192.0.2.1"}, {came, "2001:db8:1:2::3"}, {came + "x", "2001:db8:1:2:ffff::4"}, {name, "::ffff:192.0.2.1"},
+	} {
+		if _, err := l.Login(t.Context(), d, x.name, password, x.source); !errors.Is(err, ErrWrongLogin) {
+			t.Fatal(err)
+		}
+	}
+	for kept := range l.accounts.seen {
+		if len(kept) > maxName || kept != "" && unsafe.StringData(kept) == unsafe.StringData(came) {
+			t.Errorf("%.80q is kept, with what came with it", kept)
+		}
+	}
+	if n := l.sources.seen["2001:db8:1:2::/64"].count; len(l.accounts.seen) != 2 || n != 2 {
+		t.Errorf("%d names, and %d times the network of two addresses", len(l.accounts.seen), n)
+	}
+}
+
+// Neither who is disabled nor an imported hash answers in another time than a name that nobody has.
+func TestWrongLoginsCostTheSame(t *testing.T) {
+	l, _ := logins(t)
+	dear, err := bcrypt.GenerateFromPassword([]byte("nobody's"), bcrypt.MinCost+2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.dummy = dear
+	work := 0
+	l.compare = func(hash, password []byte) error {
+		cost, err := bcrypt.Cost(hash)
+		work += 1 << cost
+		return errors.Join(err, bcrypt.CompareHashAndPassword(hash, password))
+	}
+	d := NewDirectory(true, []Principal{
+		{Name: "imported", Kind: KindUser, Password: cheapHash(t, "right one")},
+		{Name: "off", Kind: KindUser, Password: cheapHash(t, "right one"), Disabled: true},
+	}, nil)
+	for _, x := range []struct {
+		name, password string
+		most           int
+	}{{"nobody", "x", 1 << 6}, {"imported", "x", 1<<6 + 1<<4}, {"off", "right one", 1 << 6}, {"off", "right one", 1 << 6}} {
+		work = 0
+		if _, err := l.Login(t.Context(), d, x.name, x.password, "x"); !errors.Is(err, ErrWrongLogin) {
+			t.Errorf("%s: %v", x.name, err)
+		}
+		if work < 1<<6 || work > x.most {
+			t.Errorf("%s costs %d, a name that nobody has %d", x.name, work, 1<<6)
+		}
+	}
+	if l.accounts.seen["off"].count != 2 {
+		t.Error("a disabled user's password can be guessed without end")
 	}
 }
 
