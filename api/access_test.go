@@ -298,6 +298,35 @@ func TestTokenForms(t *testing.T) {
 	f.want(f.do("GET", "/token", nil, "Authorization: "+"Bearer "+first.Token), 401, codeUnauthorized)
 }
 
+// What comes of a robot's secret ends with it: else a secret that ends in a day would be good for a month.
+func TestTokensDontOutliveTheirSecret(t *testing.T) {
+	now := time.Now()
+	f := withAccess(t, 1, func(c *Config) { c.Access.Now = func() time.Time { return now } })
+	f.user("root")
+	text, kept := auth.NewSecret()
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutPrincipal{Principal: fsm.Principal{
+		Name: "ci", Robot: true, Secrets: []fsm.RobotSecret{{ID: kept.ID, Hash: kept.Hash, Expires: millis(now.Add(time.Hour))}},
+	}}))
+	post := func(form url.Values, want int) (out tokenAnswer) {
+		t.Helper()
+		got := f.want(f.do("POST", "/token", []byte(form.Encode()), "Content-Type: application/x-www-form-urlencoded"), want, "")
+		f.must(nil, json.Unmarshal(got.body, &out))
+		return out
+	}
+	first := post(url.Values{"grant_type": {"password"}, "username": {"ci"}, "password": {text}, "access_type": {"offline"}}, 200)
+	if first.ExpiresIn != 300 || first.RefreshToken == "" {
+		t.Errorf("%+v", first)
+	}
+	refresh := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {first.RefreshToken}}
+	now = now.Add(58 * time.Minute)
+	if second := post(refresh, 200); second.ExpiresIn > 120 || second.ExpiresIn < 110 {
+		t.Errorf("two minutes before the end: %+v", second)
+	}
+	now = now.Add(3 * time.Minute)
+	got := f.do("POST", "/token", []byte(refresh.Encode()), "Content-Type: application/x-www-form-urlencoded")
+	f.want(got, 401, codeUnauthorized)
+}
+
 // A mount from where the caller may not look is a mount of what isn't there; and the catalog shows what may be pulled.
 func TestOthersRepositoriesStayHidden(t *testing.T) {
 	f := withAccess(t, 1, nil)

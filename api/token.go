@@ -91,15 +91,16 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 		return refuse(http.StatusBadRequest, codeUnsupported, "%v", err)
 	}
 	now := a.access.cfg.Now()
-	token, err := keys.Issue(c, tokenService, d.Grantable(c, scopes), now, a.access.cfg.TokenLife)
+	life := shorter(a.access.cfg.TokenLife, c, now)
+	token, err := keys.Issue(c, tokenService, d.Grantable(c, scopes), now, life)
 	if err != nil {
 		return err
 	}
 	answer := tokenAnswer{
-		Token: token.Text, AccessToken: token.Text, ExpiresIn: int(a.access.cfg.TokenLife / time.Second), IssuedAt: token.Issued.UTC(),
+		Token: token.Text, AccessToken: token.Text, ExpiresIn: int(life / time.Second), IssuedAt: token.Issued.UTC(),
 	}
 	if offline && c.Kind != auth.KindAnonymous {
-		refresh, err := keys.IssueRefresh(c, tokenService, now, a.access.cfg.RefreshLife)
+		refresh, err := keys.IssueRefresh(c, tokenService, now, shorter(a.access.cfg.RefreshLife, c, now))
 		if err != nil {
 			return err
 		}
@@ -107,4 +108,12 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	return writeJSON(w, "application/json", answer)
+}
+
+// shorter keeps a token from outliving what its caller came in with: a robot's secret that ends, or a refresh token.
+func shorter(life time.Duration, c auth.Caller, now time.Time) time.Duration {
+	if c.Until.IsZero() {
+		return life
+	}
+	return min(life, c.Until.Sub(now))
 }

@@ -91,6 +91,8 @@ func (d *Directory) Grantable(c Caller, asked []Scope) []Scope {
 	var out []Scope
 	for _, s := range asked {
 		switch {
+		case len(s.Name) > maxPattern || slices.ContainsFunc(out, func(o Scope) bool { return o.Type == s.Type && o.Type != "repository" }):
+			// a name that no repository has, or a second time the same
 		case s.Type == "repository":
 			if got := d.grantable(c, s); len(got.Actions) > 0 {
 				out = append(out, got)

@@ -39,8 +39,11 @@ type Keys struct {
 	seen map[[sha256.Size]byte]*claims // verified before: a client shows the same token with each request
 }
 
-// maxSeen bounds the verified tokens that are kept; each takes about a kilobyte.
-const maxSeen = 4096
+// maxSeen bounds the verified tokens that are kept, and maxKept the size of each: usual ones have less than a kilobyte.
+const (
+	maxSeen = 4096
+	maxKept = 2 << 10
+)
 
 // NewKeys takes one 32-byte seed for each secret of the cluster, the newest first.
 func NewKeys(seeds [][]byte) (*Keys, error) {
@@ -120,7 +123,7 @@ func (k *Keys) VerifyRefresh(text, service string, now time.Time) (Caller, error
 	if err != nil {
 		return Caller{}, err
 	}
-	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation}, nil
+	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation, Until: cl.ExpiresAt.Time}, nil
 }
 
 // verify checks use and time each time, and all else once.
@@ -137,7 +140,9 @@ func (k *Keys) verify(text, service, use string, now time.Time) (*claims, error)
 		if cl, err = k.parse(text, service, now); err != nil {
 			return nil, err
 		}
-		k.keep(sum, cl)
+		if len(text) <= maxKept {
+			k.keep(sum, cl)
+		}
 	}
 	switch {
 	case cl.Use != use || now.Add(clockSlack).Before(cl.NotBefore.Time):
@@ -160,7 +165,7 @@ func (k *Keys) parse(text, service string, now time.Time) (*claims, error) {
 	if err != nil {
 		return nil, ErrTokenInvalid // why is nobody's business who can't sign
 	}
-	cl.limit = limitOf(cl.Access)
+	cl.limit, cl.Access = limitOf(cl.Access), nil
 	return &cl, nil
 }
 
@@ -192,6 +197,6 @@ func (d *Directory) Renew(c Caller, now time.Time) (Caller, bool) {
 	if !ok || today.Kind != c.Kind || today.Generation != c.Generation {
 		return Caller{}, false
 	}
-	today.Limit = c.Limit
+	today.Limit, today.Until = c.Limit, c.Until
 	return today, true
 }

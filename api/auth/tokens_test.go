@@ -60,6 +60,28 @@ func TestTokenSaysWhatWasGranted(t *testing.T) {
 	}
 }
 
+// Strangers can't fill memory with large tokens that they have asked for.
+func TestLargeTokensAreNotKept(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	k := keys(t, 1)
+	var scopes []Scope
+	for range maxScopes {
+		scopes = append(scopes, Scope{"repository", strings.Repeat("a", 100), []string{"pull"}})
+	}
+	large, err := k.Issue(Anybody(), "pier", scopes, now, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if c, err := k.Verify(large.Text, "pier", now); err != nil || c.Limit.Repositories[scopes[0].Name] != Pull {
+			t.Errorf("%+v, %v", c, err)
+		}
+	}
+	if len(k.seen) != 0 {
+		t.Errorf("%d bytes are kept", len(large.Text))
+	}
+}
+
 // Everything that an attacker may try with a token ends in the same refusal.
 func TestForgedTokens(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
@@ -123,6 +145,11 @@ func TestGrantable(t *testing.T) {
 	want := []string{"repository:a/b:pull", "repository:a/b:pull,delete", "registry:catalog:*"}
 	if !slices.Equal(got, want) {
 		t.Errorf("granted %q, want %q", got, want)
+	}
+	asked, err = ParseScopes([]string{strings.Repeat("registry:catalog:* ", 60), "repository:" + strings.Repeat("a/", 200) + "a:pull"})
+	all := NewDirectory(true, nil, []Grant{{Anonymous, Pull, "**"}})
+	if got := all.Grantable(Anybody(), asked); err != nil || len(got) != 1 {
+		t.Errorf("strangers get a token with %d scopes, %v", len(got), err)
 	}
 	for _, bad := range []string{"repository", "repository:", ":x:pull", "repository::pull", strings.Repeat("repository:a:pull ", maxScopes+1)} {
 		if _, err := ParseScopes([]string{bad}); err == nil {
