@@ -246,7 +246,7 @@ func (s *State) dropReceived() {
 
 // copyChecked writes all but the trailing checksum to path, fsynced, and refuses bytes that don't match it.
 func copyChecked(path string, r io.Reader) (err error) {
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600) // it has the hashes of passwords
 	if err != nil {
 		return fmt.Errorf("make the new state file: %w", err)
 	}

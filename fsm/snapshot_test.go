@@ -48,6 +48,9 @@ func TestReceivedSnapshotIsInstalledByItsID(t *testing.T) {
 	if v, _ := follower.Setting("k"); v != "v" || follower.Installs() != before+1 || follower.AppliedIndex() != meta.Index {
 		t.Errorf("%q at %d", v, follower.AppliedIndex())
 	}
+	if info, err := os.Stat(filepath.Join(dir, "f")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the installed file, with the hashes of passwords in it, has the mode %v, %v", info.Mode(), err)
+	}
 	damaged := bytes.Clone(all.Bytes())
 	damaged[len(damaged)/2] ^= 1
 	if err := follower.Restore(nopCloser{bytes.NewReader(damaged)}); err == nil {
