@@ -174,6 +174,13 @@ func TestWhoMayDoWhat(t *testing.T) {
 	}
 }
 
+// The state and the decision mean the same by a grant's subject.
+func TestSubjectsAgree(t *testing.T) {
+	if fsm.SubjectAnonymous != auth.Anonymous || fsm.SubjectGroup+"x" != auth.GroupSubject("x") {
+		t.Error("a grant to everybody or to a group is not what the state takes it for")
+	}
+}
+
 // Nobody in particular is told where to log in, whatever there is behind the name.
 func TestChallenge(t *testing.T) {
 	f := withAccess(t, 2, nil)

@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"strings"
+
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -25,6 +27,12 @@ type RobotSecret struct {
 	Hash     []byte
 	Expires  int64 // ms since 1970; 0: never
 }
+
+// Subjects of grants that are no principal: everybody, and what the name of a group follows.
+const (
+	SubjectAnonymous = "anonymous"
+	SubjectGroup     = "group:"
+)
 
 // Grant gives a subject a right on the repositories of a pattern.
 type Grant struct {
@@ -105,6 +113,10 @@ func (p PutGrant) apply(c *change) (Answer, error) {
 		if err := checkID(part); err != nil {
 			return nil, err
 		}
+	}
+	// Who is to come under a name must not find rights there that were meant for somebody else.
+	if s := p.Grant.Subject; s != SubjectAnonymous && !strings.HasPrefix(s, SubjectGroup) && !c.has(bucketPrincipals, []byte(s)) {
+		return nil, ErrPrincipalUnknown
 	}
 	c.putGrant(p.Grant)
 	c.touchAccess()

@@ -53,10 +53,14 @@ func TestPrincipals(t *testing.T) {
 	grant := Grant{Subject: "alice", Right: "push", Pattern: "team/**"}
 	must(t, s, PutGrant{Grant: grant})
 	must(t, s, PutGrant{Grant: grant})
-	must(t, s, PutGrant{Grant: Grant{Subject: "alice2", Right: "pull", Pattern: "*"}})
+	must(t, s, PutGrant{Grant: Grant{Subject: "group:alice", Right: "pull", Pattern: "*"}})
+	for _, nobody := range []string{"alice2", "group", "Anonymous"} {
+		refused(PutGrant{Grant: Grant{Subject: nobody, Right: "pull", Pattern: "*"}}, ErrPrincipalUnknown)
+	}
 	refused(DeleteGrant{Grant: Grant{Subject: "alice", Right: "pull", Pattern: "team/**"}}, ErrGrantUnknown)
 	must(t, s, DeletePrincipal{Name: "alice"})
 	refused(DeletePrincipal{Name: "alice"}, ErrPrincipalUnknown)
+	refused(PutGrant{Grant: grant}, ErrPrincipalUnknown) // the next alice must not have it
 	if a := access(); len(a.Grants) != 2 || len(a.Principals) != 2 {
 		t.Errorf("with alice her grants go, and no others: %+v", a)
 	}
