@@ -373,13 +373,16 @@ func (a *API) afterStart(ctx context.Context) {
 }
 
 // reason is the text of err as it may stand in a quoted header.
-func reason(err error) string {
+func reason(err error) string { return oneLine(err.Error()) }
+
+// oneLine is short and plain, whatever s is.
+func oneLine(s string) string {
 	const limit = 200
-	s := strings.Map(func(c rune) rune {
+	s = strings.Map(func(c rune) rune {
 		if c < ' ' || c > '~' || c == '"' || c == '\\' {
 			return ' '
 		}
 		return c
-	}, err.Error())
+	}, s)
 	return s[:min(len(s), limit)]
 }

@@ -14,11 +14,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/go-chi/chi/v5"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"pier/api/client"
 	"pier/fsm"
@@ -29,6 +32,10 @@ const (
 	auditQueue  = 4096
 	auditSize   = 64 << 20 // a file, before the next one begins
 	auditBehind = 4        // older files that are kept
+
+	// Lines of strangers: ten a second need more than a day to fill all files.
+	strangersRate  = 10
+	strangersBurst = 1000
 )
 
 // Audit writes down who changed something and who was refused, one JSON object a line. Writing never holds a request up:
@@ -39,11 +46,15 @@ type Audit struct {
 	logger  *slog.Logger
 	lines   chan client.AuditLine
 	dropped atomic.Uint64
+	// strangers paces the lines of who has no name and is refused, so that they can't push the others out of the files.
+	strangers *rate.Limiter
 }
 
 // NewAudit writes below dir once it runs. With pulls it writes those down too.
 func NewAudit(dir string, pulls bool, logger *slog.Logger) *Audit {
-	return &Audit{dir: dir, pulls: pulls, logger: logger, lines: make(chan client.AuditLine, auditQueue)}
+	return &Audit{
+		dir: dir, pulls: pulls, logger: logger, lines: make(chan client.AuditLine, auditQueue), strangers: rate.NewLimiter(strangersRate, strangersBurst),
+	}
 }
 
 // Dropped counts the lines that were not written.
@@ -193,15 +204,22 @@ func (a *API) audited(x *exchange, r *http.Request) {
 	if a.cfg.Audit == nil || x.relayed || x.route == "audit" {
 		return
 	}
-	refused := x.status == http.StatusUnauthorized && r.Header.Get("Authorization") != "" || x.status == http.StatusForbidden
-	changes := r.Method != http.MethodGet && r.Method != http.MethodHead && x.route != "token"
+	method := knownMethod(r.Method)
+	control := x.route == "control"
+	login := r.Header.Get("Authorization") != "" || x.route == "token"
+	refused := x.status == http.StatusUnauthorized && login || x.status == http.StatusForbidden
+	changes := (x.named || control) && method != http.MethodGet && method != http.MethodHead && x.status != http.StatusMethodNotAllowed
 	pull := a.cfg.Audit.pulls && (x.rt.kind == kindManifest || x.rt.kind == kindBlob) && x.named
 	if !refused && !changes && !pull {
 		return
 	}
+	if x.caller.Name == "" && x.status >= http.StatusBadRequest && !a.cfg.Audit.strangers.Allow() {
+		a.cfg.Audit.dropped.Add(1)
+		return
+	}
 	l := client.AuditLine{
 		Time: time.Now().UTC(), Node: a.cfg.Name, Principal: x.caller.Name, Kind: string(x.caller.Kind), Address: a.access.source(r), Request: x.id,
-		Action: r.Method + " " + x.route, Repository: string(x.rt.repo), Reference: string(x.rt.tag), Status: x.status,
+		Action: method + " " + x.route, Repository: string(x.rt.repo), Reference: string(x.rt.tag), Target: x.target, Status: x.status,
 	}
 	if x.rt.digest != "" {
 		l.Digest = x.rt.digest.String()
@@ -209,10 +227,46 @@ func (a *API) audited(x *exchange, r *http.Request) {
 	if d, err := digest.Parse(x.Header().Get(headerDigest)); err == nil {
 		l.Digest = d.String()
 	}
-	if x.route == "control" {
-		l.Action = r.Method + " " + r.URL.Path
+	if control { // never a path as it came: it may be long, and have line ends in it
+		l.Action = method + " " + chi.RouteContext(r.Context()).RoutePattern()
 	}
 	a.cfg.Audit.note(l)
+}
+
+// targetOf is whom or what a control call changes, as the log has it. No secret can be in it.
+func targetOf(in any) string {
+	said := ""
+	switch in := in.(type) {
+	case client.UserRequest:
+		said = in.Name
+	case client.PrincipalChange:
+		said = in.Name
+		if in.Password != nil {
+			said += " password"
+		}
+		if in.Groups != nil {
+			said += " groups=" + strings.Join(*in.Groups, ",")
+		}
+		if in.Disabled != nil {
+			said += " disabled=" + strconv.FormatBool(*in.Disabled)
+		}
+	case client.NameRequest:
+		said = in.Name
+	case client.RobotRequest:
+		said = in.Name
+		for _, g := range in.Grants {
+			said += " " + g.Right + ":" + g.Pattern
+		}
+	case client.RotateRequest:
+		said = in.Name
+	case client.Grant:
+		said = in.Subject + " " + in.Right + " " + in.Pattern
+	case client.RemoveRequest:
+		said = in.Node
+	case client.TransferRequest:
+		said = in.Node
+	}
+	return oneLine(said)
 }
 
 const maxAudit = 10_000

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"pier/api/client"
 )
@@ -76,6 +79,42 @@ func TestAudit(t *testing.T) {
 	f.want(f.do("GET", "/api/v1/audit?limit=x", nil, "Authorization: Bearer "+root), 400, codeInvalid)
 	f.want(f.do("GET", "/api/v1/audit", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
 	f.want(f.do("GET", "/api/v1/audit", nil), 401, codeUnauthorized)
+}
+
+// Whatever strangers send, their lines are short, are their own, and leave room for those of others.
+func TestAuditOfStrangers(t *testing.T) {
+	f := withAccess(t, 1, audits(t, false))
+	f.user("root")
+	f.user("alice", "pull:a")
+	log := f.nodes[0].api.cfg.Audit
+	log.strangers = rate.NewLimiter(0, 3)
+	root := "Authorization: " + basic(f, "root")
+	form := []byte("grant_type=password&username=root&password=guess")
+	f.want(f.do("POST", "/token", form, "Content-Type: application/x-www-form-urlencoded"), 401, codeUnauthorized)
+	f.want(f.do("POST", "/api/v1/"+strings.Repeat("x", 10_000)+"%0a%1b[2Jforged", nil), 404, codeUnsupported)
+	f.want(f.do(strings.Repeat("X", 10_000), "/v2/a/manifests/1", nil), 405, codeUnsupported)
+	f.want(f.do("POST", "/nowhere", nil), 404, codeUnsupported)
+	for range 5 {
+		f.want(f.do("PUT", "/v2/a/manifests/1", nil), 401, codeUnauthorized)
+	}
+	f.want(f.do("PUT", "/v2/a/manifests/1", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
+	f.want(f.do("POST", "/api/v1/access/grant", []byte(`{"subject":"alice","right":"push","pattern":"b/**"}`), root), 200, "")
+	f.want(f.do("POST", "/api/v1/access/change", []byte(`{"name":"alice","password":"another one","groups":["x","y\n"],"disabled":false}`), root), 400, codeInvalid)
+	want := []string{
+		" POST token  401", " POST /api/v1/*  404", "anonymous PUT manifest  401", "alice PUT manifest  403",
+		"root POST /api/v1/access/grant alice push b/** 200", "root POST /api/v1/access/change alice password groups=x,y  disabled=false 400",
+	}
+	eventually(t, func() error {
+		lines, err := log.Read(func(client.AuditLine) bool { return true }, 100)
+		var said []string
+		for _, l := range lines {
+			said = append(said, fmt.Sprintf("%s %s %s %d", cmp.Or(l.Principal, l.Kind), l.Action, l.Target, l.Status))
+		}
+		if err != nil || strings.Join(said, "\n") != strings.Join(want, "\n") || log.Dropped() != 4 {
+			return fmt.Errorf("the log says %q, and nothing of %d more; %v", said, log.Dropped(), err)
+		}
+		return nil
+	})
 }
 
 // A full file makes room for the next; the newest lines are found across both, and a torn one does no harm.

@@ -77,6 +77,7 @@ func order[T any](a *API, do func(r *http.Request, in T) (any, error)) http.Hand
 		if err := readControl(r, &in); err != nil {
 			return nil, err
 		}
+		exchangeOf(r.Context()).target = targetOf(in)
 		return do(r, in)
 	})
 }

@@ -22,9 +22,10 @@ type exchange struct {
 	id      string
 	route   string // for metrics: an endpoint's name, never a path
 	caller  auth.Caller
-	rt      route // of the registry's endpoints, once it is known
-	named   bool  // it is known
-	relayed bool  // another node passed it on, and writes it down
+	rt      route  // of the registry's endpoints, once it is known
+	named   bool   // it is known
+	target  string // of a control call: whom or what it changes
+	relayed bool   // another node passed it on, and writes it down
 	body    *steadyBody
 	head    bool // a HEAD, whose body net/http swallows
 	status  int

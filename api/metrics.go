@@ -59,15 +59,20 @@ func newMetrics(cfg Config) *metrics {
 	return m
 }
 
+// knownMethod is a method that there is, or "other": a client can't make labels.
+func knownMethod(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPost, http.MethodPatch, http.MethodDelete:
+		return method
+	}
+	return "other"
+}
+
 func (m *metrics) started() { m.open.Inc() }
 
 func (m *metrics) finished(x *exchange, method string, received int64, took time.Duration) {
 	m.open.Dec()
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPost, http.MethodPatch, http.MethodDelete:
-	default:
-		method = "other" // a client can't make labels
-	}
+	method = knownMethod(method)
 	m.requests.WithLabelValues(x.route, method, strconv.Itoa(x.status)).Inc()
 	m.seconds.WithLabelValues(x.route, method).Observe(took.Seconds())
 	m.bytes.WithLabelValues("in").Add(float64(received))

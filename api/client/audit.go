@@ -20,6 +20,7 @@ type AuditLine struct {
 	Repository string    `json:"repository,omitempty"`
 	Reference  string    `json:"reference,omitempty"`
 	Digest     string    `json:"digest,omitempty"`
+	Target     string    `json:"target,omitempty"` // of a change of the cluster: whom or what it changes
 	Status     int       `json:"status"`
 }
 
