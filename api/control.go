@@ -111,10 +111,10 @@ func (a *API) admitControl(r *http.Request, admin bool) error {
 // control answers with what do gives. These calls may take long: a drain copies blobs.
 func (a *API) control(admin bool, do func(r *http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		err := a.admitControl(r, admin)
 		var v any
 		if err == nil {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 			v, err = do(r)
 		}
 		if err == nil {

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -123,6 +124,20 @@ func TestControlOverPublicPort(t *testing.T) {
 	}
 	if cluster.heard != nil {
 		t.Errorf("the cluster heard %v", cluster.heard)
+	}
+}
+
+// A stranger who sends no body is not waited for longer than elsewhere.
+func TestControlDoesNotWaitForStrangers(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) { c.BodyIdle = 20 * time.Millisecond })
+	conn, err := net.Dial("tcp", strings.TrimPrefix(f.nodes[0].url, "http://"))
+	f.must(conn, err)
+	defer func() { _ = conn.Close() }()
+	_, err = conn.Write([]byte("POST /api/v1/access/open HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"))
+	f.must(nil, err)
+	f.must(nil, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+	if _, err := io.Copy(io.Discard, conn); err != nil {
+		t.Errorf("the connection doesn't end: %v", err)
 	}
 }
 
