@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,22 +38,24 @@ func newAudit() *cobra.Command {
 	return cmd
 }
 
-const followPause = time.Second
+const (
+	followPause = time.Second
+	followLimit = 10_000 // lines of a minute, so that a burst hides nothing
+)
 
 func (o *controlOptions) audit(cmd *cobra.Command, r client.AuditRequest, follow bool) error {
 	c := o.client()
-	shown := map[string]bool{} // by node and request: clocks differ, so that "newer than the last" would miss some
+	shown := map[client.AuditLine]bool{} // clocks differ, so that "newer than the last" would miss some
 	for {
 		lines, err := c.Audit(cmd.Context(), r)
 		if err != nil {
 			return err
 		}
 		for _, l := range lines {
-			id := l.Node + " " + l.Request + " " + l.Action
-			if shown[id] {
+			if shown[l] {
 				continue
 			}
-			shown[id] = true
+			shown[l] = true
 			if err := o.showLine(cmd, l); err != nil {
 				return err
 			}
@@ -60,7 +63,8 @@ func (o *controlOptions) audit(cmd *cobra.Command, r client.AuditRequest, follow
 		if !follow {
 			return nil
 		}
-		r.Since = time.Now().Add(-time.Minute)
+		r.Since, r.Limit = time.Now().Add(-time.Minute), followLimit
+		maps.DeleteFunc(shown, func(l client.AuditLine, _ bool) bool { return !l.Time.After(r.Since) }) // they don't come again
 		if err := pause(cmd.Context(), followPause); err != nil {
 			return nil // Ctrl-C
 		}
@@ -91,6 +95,8 @@ func (o *controlOptions) showLine(cmd *cobra.Command, l client.AuditLine) error 
 		what += ":" + l.Reference
 	case l.Digest != "":
 		what += "@" + l.Digest
+	case l.Target != "":
+		what = l.Target
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s  %-8s %-12s %-15s %3d  %-16s %s\n", l.Time.Local().Format("2006-01-02 15:04:05"), l.Node, who, l.Address, l.Status, l.Action, what)
 	return err

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -60,13 +62,16 @@ func (l logins) save() error {
 
 func newLogin() *cobra.Command {
 	o := &userOptions{}
-	user, ca := "", ""
+	user, ca, insecure := "", "", false
 	cmd := &cobra.Command{
 		Use: "login", Short: "Log in to a node over the network, for the other commands with --server", Args: cobra.NoArgs,
 		Example: "  pier login --server https://registry.lan:5000 --user alice\n  pier login --server https://registry.lan:5000 --user alice --ca registry-ca.crt --password-stdin < password.txt",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.server == "" || user == "" {
 				return &exitError{exitUsage, "a login needs --server and --user"}
+			}
+			if !insecure && !isPrivate(o.server) {
+				return &exitError{exitUsage, fmt.Sprintf("the password would travel to %s in the open: give --server as https://…, or say --insecure-http", o.server)}
 			}
 			all, err := readLogins()
 			if err != nil {
@@ -97,8 +102,19 @@ func newLogin() *cobra.Command {
 	o.output.addFlags(cmd)
 	cmd.Flags().StringVar(&user, "user", "", "who logs in")
 	cmd.Flags().StringVar(&ca, "ca", "", "trust this CA, PEM (pier ca prints a cluster's)")
+	cmd.Flags().BoolVar(&insecure, "insecure-http", false, "log in without TLS even where others can listen in on the password")
 	o.addStdin(cmd)
 	return cmd
+}
+
+// isPrivate tells whether nobody on the way can read what goes to the server.
+func isPrivate(server string) bool {
+	u, err := url.Parse(server)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())
 }
 
 func readCA(path string) (string, error) {

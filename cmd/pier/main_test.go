@@ -3,11 +3,15 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/signal"
 	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -45,7 +49,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("FREE", strconv.Itoa(free))
 			return err
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": url, "await-file": awaitFile},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": setURL, "await-file": awaitFile},
 	})
 }
 
@@ -108,8 +112,8 @@ func awaitFile(ts *testscript.TestScript, gone bool, args []string) {
 	}
 }
 
-// url sets $URL to where clients reach the node of a data directory: url DIR SCHEME.
-func url(ts *testscript.TestScript, _ bool, args []string) {
+// setURL sets $URL to where clients reach the node of a data directory: url DIR SCHEME.
+func setURL(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(ts.Exec("pier", "cluster", "status", "-o", "json", "--data-dir", args[0]))
 	found := regexp.MustCompile(`"api": "([^"]+)"`).FindStringSubmatch(ts.ReadFile("stdout"))
 	if found == nil {
@@ -117,4 +121,18 @@ func url(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ts.Setenv("URL", args[1]+"://"+found[1])
 	ts.Setenv("ADDRESS", found[1])
+}
+
+// Who gives several requests the same ID hides none of them.
+func TestAuditShowsAll(t *testing.T) {
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `[{"time":"2026-01-02T03:04:05Z","request":"x","action":"PUT manifest","reference":"1"},`+
+			`{"time":"2026-01-02T03:04:06Z","request":"x","action":"PUT manifest","reference":"2"}]`)
+	}))
+	defer server.Close()
+	var out strings.Builder
+	if code := run(t.Context(), []string{"audit", "--server", server.URL, "-o", "json"}, &out, &out); code != 0 || strings.Count(out.String(), "\n") != 2 {
+		t.Errorf("%d: %s", code, out.String())
+	}
 }
