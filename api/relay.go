@@ -144,6 +144,7 @@ func (a *API) relayRequest(ctx context.Context, r *http.Request, rt route, body 
 	for _, name := range hopHeaders {
 		out.Header.Del(name)
 	}
+	out.Header.Del("Authorization") // it was decided here; no other node needs to see a password
 	out.Body = body
 	if r.ContentLength == 0 {
 		out.Body = http.NoBody

@@ -43,6 +43,18 @@ func TestRelayWholeUpload(t *testing.T) {
 	f.want(f.doOn(b, "PATCH", "/v2/other/blobs/uploads/"+loc[strings.LastIndex(loc, "/")+1:], content), 404, codeUploadUnknown)
 }
 
+// It was decided who may do it where the request came in: the password ends there.
+func TestRelayKeepsCredentials(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	r, err := http.NewRequestWithContext(t.Context(), "PATCH", "http://x", nil)
+	f.must(r, err)
+	r.SetBasicAuth("alice", "secret")
+	out := f.nodes[0].api.relayRequest(t.Context(), r, route{kind: kindUpload, repo: "a", owner: "node-1", upload: "u"}, nil)
+	if out.Header.Get("Authorization") != "" || r.Header.Get("Authorization") == "" {
+		t.Errorf("relayed with %v", out.Header)
+	}
+}
+
 func TestRelayOwnerGone(t *testing.T) {
 	f := newFixture(t, 2, nil)
 	loc := f.begin(f.nodes[1], "a", "")
