@@ -52,6 +52,15 @@ func (f *failures) makeRoom(now time.Time) {
 	}
 }
 
+// count is how many there were of late.
+func (f *failures) count(key string, now time.Time) int {
+	was := f.seen[key]
+	if now.Sub(was.last) > failureMemory {
+		return 0
+	}
+	return was.count
+}
+
 func (f *failures) forget(key string) { delete(f.seen, key) }
 
 // pause is what is left to wait.

@@ -36,6 +36,7 @@ const (
 	cacheLife  = time.Minute
 	cacheLimit = 10_000
 	maxWaiting = 64 // logins that wait for a bcrypt
+	maxMisses  = 20 // of an account from a source, before what is remembered of it doesn't count there
 
 	// dummyHash is compared where there is no hash, so that an unknown name takes as long as a wrong password. Of the same
 	// cost; what it is the hash of was thrown away, and would let nobody in.
@@ -83,6 +84,7 @@ type Logins struct {
 	verified map[[sha256.Size]byte]time.Time // end, by keyed hash of name, hash and password
 	accounts *failures
 	sources  *failures
+	misses   *failures // by account and source together
 }
 
 // NewLogins makes a checker that knows of no failures yet.
@@ -90,7 +92,7 @@ func NewLogins(now func() time.Time) *Logins {
 	return &Logins{
 		now: now, key: []byte(rand.Text()), dummy: []byte(dummyHash), compare: bcrypt.CompareHashAndPassword,
 		runs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), verified: make(map[[sha256.Size]byte]time.Time),
-		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second),
+		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second), misses: newFailures(0, 0),
 	}
 }
 
@@ -106,9 +108,11 @@ func (l *Logins) Login(ctx context.Context, d *Directory, name, password, source
 		c.Until = s.Expires
 		return c, nil
 	}
-	seen := l.digest(p, password)
-	if !l.remembers(seen) {
-		if err := l.check(ctx, p, accountKey(name), password, sourceKey(source)); err != nil {
+	account, from := accountKey(name), sourceKey(source)
+	seen := l.digest(p, password, from)
+	if !l.remembers(seen, account, from) {
+		if err := l.check(ctx, p, account, password, from); err != nil {
+			l.missed(account, from)
 			return Caller{}, err
 		}
 		l.remember(seen)
@@ -223,19 +227,30 @@ func (l *Logins) tooSoon(name, source string) error {
 }
 
 // digest names a login that was right, without keeping its password. A changed password or generation makes it another
-// one.
-func (l *Logins) digest(p Principal, password string) (out [sha256.Size]byte) {
+// one, and so does another source.
+func (l *Logins) digest(p Principal, password, from string) (out [sha256.Size]byte) {
 	h := hmac.New(sha256.New, l.key)
-	fmt.Fprintf(h, "%s\x00%s\x00%d\x00%s", p.Name, p.Password, p.Generation, password)
+	fmt.Fprintf(h, "%s\x00%s\x00%d\x00%s\x00%s", p.Name, p.Password, p.Generation, from, password)
 	copy(out[:], h.Sum(nil))
 	return out
 }
 
-func (l *Logins) remembers(seen [sha256.Size]byte) bool {
+// remembers tells whether a login was right a moment ago. What is remembered answers without a pause, so that it would tell
+// a right guess from those that have to wait: after a few misses it doesn't count.
+func (l *Logins) remembers(seen [sha256.Size]byte, account, from string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.now().Before(l.verified[seen])
+	return l.now().Before(l.verified[seen]) && l.misses.count(missKey(account, from), l.now()) < maxMisses
 }
+
+// missed counts a login that didn't come to its end, for whatever reason.
+func (l *Logins) missed(account, from string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.misses.note(missKey(account, from), l.now())
+}
+
+func missKey(account, from string) string { return account + "\x00" + from }
 
 func (l *Logins) remember(seen [sha256.Size]byte) {
 	l.mu.Lock()

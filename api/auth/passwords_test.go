@@ -121,6 +121,37 @@ func TestGuessingIsSlowedDown(t *testing.T) {
 	}
 }
 
+// What is remembered is no way to try passwords without the pauses: a right guess would be the one that needs none.
+func TestGuessingAgainstWhatIsRemembered(t *testing.T) {
+	l, _ := logins(t)
+	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser, Password: cheapHash(t, "right one")}}, nil)
+	login := func(password, source string) error {
+		_, err := l.Login(t.Context(), d, "alice", password, source)
+		return err
+	}
+	const home = "192.0.2.9"
+	if err := login("right one", home); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		_ = login("guess", "192.0.2.1")
+	}
+	var slowed *TooManyLoginsError
+	if err := login("right one", "192.0.2.1"); !errors.As(err, &slowed) {
+		t.Errorf("a right guess of who has to wait: %v", err)
+	}
+	for range maxMisses - 1 {
+		_ = login("guess", home)
+	}
+	if err := login("right one", home); err != nil {
+		t.Errorf("after a few misses from there: %v", err)
+	}
+	_ = login("guess", home)
+	if err := login("right one", home); !errors.As(err, &slowed) {
+		t.Errorf("after many: %v", err)
+	}
+}
+
 // What is kept of wrong logins is short, and nothing of the password.
 func TestWrongLoginsLeaveLittle(t *testing.T) {
 	l, _ := logins(t)
@@ -183,11 +214,11 @@ func TestWrongLoginsCostTheSame(t *testing.T) {
 func TestVerifiedLoginsAreForgotten(t *testing.T) {
 	l, c := logins(t)
 	alice := Principal{Name: "alice", Kind: KindUser, Password: cheapHash(t, "right one"), Generation: 1}
-	seen := l.digest(alice, "right one")
+	seen := l.digest(alice, "right one", "x")
 	if _, err := l.Login(t.Context(), NewDirectory(true, []Principal{alice}, nil), "alice", "right one", "x"); err != nil {
 		t.Fatal(err)
 	}
-	if !l.remembers(seen) {
+	if !l.remembers(seen, "alice", "x") {
 		t.Fatal("it is not remembered")
 	}
 	changed := alice
@@ -196,7 +227,7 @@ func TestVerifiedLoginsAreForgotten(t *testing.T) {
 		t.Errorf("the old password: %v", err)
 	}
 	c.pass(cacheLife)
-	if l.remembers(seen) {
+	if l.remembers(seen, "alice", "x") {
 		t.Error("it is remembered for ever")
 	}
 }
