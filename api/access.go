@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -201,6 +202,18 @@ func (a *API) admit(r *http.Request, n need, rt route) error {
 	if err != nil || x.caller.Kind == auth.KindOperator {
 		return err
 	}
+	if err := a.decide(r, d, n, rt); err != nil {
+		return err
+	}
+	x.by, x.may = d, func(d *auth.Directory, c auth.Caller) bool {
+		_, ok := d.Decide(c, n.right(), string(rt.repo))
+		return ok || n.right() == 0
+	}
+	return nil
+}
+
+func (a *API) decide(r *http.Request, d *auth.Directory, n need, rt route) (err error) {
+	x := exchangeOf(r.Context())
 	if !d.On() {
 		x.caller = auth.Anybody() // credentials that nobody asked for are no reason to refuse
 		return nil
@@ -220,7 +233,55 @@ func (a *API) admit(r *http.Request, n need, rt route) error {
 	return nil
 }
 
+// stillMay decides again when this node has heard more since a request was let in: what it would be answered with, or do, is of
+// that later state.
+func (a *API) stillMay(ctx context.Context) error {
+	x := exchangeOf(ctx)
+	if x.by == nil {
+		return nil
+	}
+	d, err := a.access.directory()
+	if err != nil || d == x.by {
+		return err
+	}
+	c, ok := d.Renew(x.caller, a.access.cfg.Now())
+	if !ok || !x.may(d, c) {
+		return errLogin
+	}
+	x.caller, x.by = c, d
+	return nil
+}
+
 var errLogin error = refuse(http.StatusUnauthorized, codeUnauthorized, "this needs a login: docker login, or a token for it")
+
+// settleWait is how long a change waits for a node that starts.
+const settleWait = 10 * time.Second
+
+// settled comes before a change of the cluster: a node that is new or comes back hasn't heard yet what was decided meanwhile
+// about who may do what, and what it proposes is done by all.
+func (a *API) settled(ctx context.Context) error {
+	if exchangeOf(ctx).by == nil || a.cfg.Ready(false) == nil {
+		return nil
+	}
+	deadline := time.Now().Add(settleWait)
+	for {
+		err := a.catchUp(ctx)
+		if !errors.Is(err, ErrUnavailable) || time.Now().After(deadline) {
+			return err
+		}
+		if err := pause(ctx, relayPause); err != nil {
+			return err
+		}
+	}
+}
+
+// propose is for the registry's endpoints: what a caller asked for.
+func (a *API) propose(ctx context.Context, cmd fsm.Command) (fsm.Answer, error) {
+	if err := a.settled(ctx); err != nil {
+		return nil, err
+	}
+	return a.log.Propose(ctx, cmd)
+}
 
 // turnAway answers a caller who has no right. Who could get it with another token is told to ask for one; who is logged in
 // and may not is told so; anybody else may try to log in. None of it depends on whether the repository exists.
@@ -255,6 +316,14 @@ func (a *API) challenge(r *http.Request, why error, n need, rt route) error {
 		}
 	}
 	return &said
+}
+
+// challenged adds what stillMay couldn't tell.
+func (a *API) challenged(r *http.Request, err error, n need, rt route) error {
+	if errors.Is(err, errLogin) {
+		return a.challenge(r, err, n, rt)
+	}
+	return err
 }
 
 // quote makes a quoted string of a header of what came from outside.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -332,6 +333,43 @@ func TestTokensDontOutliveTheirSecret(t *testing.T) {
 	now = now.Add(3 * time.Minute)
 	got := f.do("POST", "/token", []byte(refresh.Encode()), "Content-Type: application/x-www-form-urlencoded")
 	f.want(got, 401, codeUnauthorized)
+}
+
+// A node that has yet to hear that the registry was closed, or a user shut out, lets nobody at what it hears with that.
+func TestAdmittedByAnOldState(t *testing.T) {
+	requests := []struct{ method, path string }{
+		{"GET", "/manifests/1"}, {"GET", "/manifests/" + digest.FromBytes(emptyIndex()).String()}, {"HEAD", "/blobs/BLOB"}, {"GET", "/tags/list"},
+		{"DELETE", "/manifests/1"}, {"PUT", "/blobs/uploads/node-0.u?digest=BLOB"}, {"POST", "/blobs/uploads/?mount=BLOB&from=team/app"},
+		{"POST", "/blobs/uploads/?digest=" + digest.FromString("").String()},
+	}
+	for how, was := range map[string]bool{"open": false, "closed": true} {
+		f := withAccess(t, len(requests)+1, func(c *Config) { c.Ready = func(bool) error { return errors.New("it has yet to hear of the others") } })
+		blob := f.pushBlob(f.nodes[0], "team/app", randomBytes(100))
+		f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutManifest{Repo: "team/app", Digest: digest.FromBytes(emptyIndex()), MediaType: fsm.TypeOCIIndex, Body: emptyIndex(), Tags: []fsm.Tag{"1"}}))
+		var headers []string
+		if was {
+			f.user("root")
+			f.user("alice", "push:**", "delete:**")
+			headers = []string{"Authorization: " + basic(f, "alice")}
+		}
+		for _, n := range f.nodes[1:] {
+			n.log.set(func(l *nodeLog) { l.lagging = true })
+		}
+		if was {
+			f.must(f.nodes[0].log.Propose(f.Context(), fsm.DeletePrincipal{Name: "alice"}))
+		} else {
+			f.user("root")
+			f.grant("anonymous", "pull:public/**")
+		}
+		for i, x := range requests {
+			path := "/v2/team/app" + strings.Replace(x.path, "BLOB", blob.String(), 1)
+			got := f.doOn(f.nodes[i+1], x.method, path, nil, headers...)
+			if got.StatusCode != 401 || got.Header.Get("WWW-Authenticate") == "" {
+				t.Errorf("%s: %s %s: %d %s", how, x.method, x.path, got.StatusCode, got.body)
+			}
+		}
+		f.want(f.do("GET", "/v2/team/app/manifests/1", nil, "Authorization: "+basic(f, "root")), 200, "")
+	}
 }
 
 // A mount from where the caller may not look is a mount of what isn't there; and the catalog shows what may be pulled.

@@ -298,16 +298,21 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, rt route, relayed
 	}
 	if !relayed { // it was decided where it came in
 		if err := a.admit(r, e.needs, rt); err != nil {
-			return err
+			return a.challenged(r, err, e.needs, rt)
 		}
 	}
 	if rt.kind == kindUpload && rt.owner != a.cfg.Node {
 		if relayed {
 			return blobsync.ErrUploadUnknown
 		}
+		if r.Method == http.MethodPut { // which ends in a change, at a node that trusts this one
+			if err := a.settled(r.Context()); err != nil {
+				return a.challenged(r, err, e.needs, rt)
+			}
+		}
 		return a.relay(w, r, rt)
 	}
-	return e.serve(w, r, rt)
+	return a.challenged(r, e.serve(w, r, rt), e.needs, rt)
 }
 
 func allowed(methods map[string]endpoint) string {
@@ -361,15 +366,22 @@ func (a *API) catchUp(ctx context.Context) error {
 	if err != nil && bounded.Err() != nil && !errors.Is(err, ErrUnavailable) {
 		return &Unavailable{Reason: "no quorum answered in time", Err: err}
 	}
+	if err == nil {
+		err = a.stillMay(ctx)
+	}
 	return err
 }
 
 // afterStart makes the first reads of a node that comes back wait until it has heard what was deleted meanwhile. Where no
 // quorum can tell, its own state has to do.
-func (a *API) afterStart(ctx context.Context) {
-	if a.cfg.Ready(false) != nil {
-		_ = a.catchUp(ctx)
+func (a *API) afterStart(ctx context.Context) error {
+	if a.cfg.Ready(false) == nil {
+		return nil
 	}
+	if err := a.catchUp(ctx); errors.Is(err, errLogin) {
+		return err
+	}
+	return nil
 }
 
 // reason is the text of err as it may stand in a quoted header.

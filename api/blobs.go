@@ -30,7 +30,9 @@ const (
 // findBlob looks up a blob of a repository: in the local state, and when it isn't there, in the current one. Without a
 // quorum nobody knows, and that is an ErrUnavailable and not a 404.
 func (a *API) findBlob(ctx context.Context, repo fsm.Repo, d digest.Digest) (blobsync.Blob, error) {
-	a.afterStart(ctx)
+	if err := a.afterStart(ctx); err != nil {
+		return blobsync.Blob{}, err
+	}
 	b, err := a.state.Blob(repo, d)
 	if errors.Is(err, fsm.ErrBlobUnknown) || errors.Is(err, fsm.ErrNameUnknown) {
 		if err := a.catchUp(ctx); err != nil {
@@ -177,7 +179,7 @@ var errClientGone error = refuse(statusClientGone, codeUnknown, "the client went
 
 // deleteBlob takes the blob out of the repository. The state refuses while a manifest needs it.
 func (a *API) deleteBlob(w http.ResponseWriter, r *http.Request, rt route) error {
-	_, err := a.log.Propose(r.Context(), fsm.DeleteBlob{Repo: rt.repo, Digest: rt.digest})
+	_, err := a.propose(r.Context(), fsm.DeleteBlob{Repo: rt.repo, Digest: rt.digest})
 	var needed *fsm.ReferencedError
 	if errors.As(err, &needed) {
 		w.Header().Set("Allow", "GET, HEAD")

@@ -101,6 +101,7 @@ func (a *API) admitControl(r *http.Request, admin bool) error {
 	}
 	switch {
 	case d.Administers(x.caller):
+		x.by, x.may = d, (*auth.Directory).Administers
 		return nil
 	case x.caller.Kind == auth.KindAnonymous:
 		return errLogin
@@ -112,6 +113,9 @@ func (a *API) admitControl(r *http.Request, admin bool) error {
 func (a *API) control(admin bool, do func(r *http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		err := a.admitControl(r, admin)
+		if err == nil && r.Method == http.MethodPost {
+			err = a.settled(r.Context())
+		}
 		var v any
 		if err == nil {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})

@@ -22,6 +22,8 @@ type exchange struct {
 	id      string
 	route   string // for metrics: an endpoint's name, never a path
 	caller  auth.Caller
+	by      *auth.Directory // what let it in, since it may do
+	may     func(d *auth.Directory, c auth.Caller) bool
 	rt      route  // of the registry's endpoints, once it is known
 	named   bool   // it is known
 	target  string // of a control call: whom or what it changes

@@ -31,7 +31,9 @@ const (
 // nobody can be asked about is an ErrUnavailable, never a 404.
 func (a *API) findManifest(w http.ResponseWriter, r *http.Request, rt route) (fsm.ManifestInfo, error) {
 	if rt.tag == "" {
-		a.afterStart(r.Context())
+		if err := a.afterStart(r.Context()); err != nil {
+			return fsm.ManifestInfo{}, err
+		}
 		info, err := a.state.StatManifest(rt.repo, rt.digest)
 		if unknown(err) {
 			if err := a.catchUp(r.Context()); err != nil {
@@ -130,7 +132,7 @@ func (a *API) putManifest(w http.ResponseWriter, r *http.Request, rt route) erro
 		return err
 	}
 	// From here on the push goes on without its client, as its bytes are all there.
-	got, err := a.log.Propose(context.WithoutCancel(r.Context()), cmd)
+	got, err := a.propose(context.WithoutCancel(r.Context()), cmd)
 	if err != nil {
 		return fmt.Errorf("store the manifest: %w", err)
 	}
@@ -309,7 +311,7 @@ func (a *API) deleteManifest(w http.ResponseWriter, r *http.Request, rt route) e
 	if rt.tag != "" {
 		cmd = fsm.DeleteTag{Repo: rt.repo, Tag: rt.tag}
 	}
-	if _, err := a.log.Propose(context.WithoutCancel(r.Context()), cmd); err != nil {
+	if _, err := a.propose(context.WithoutCancel(r.Context()), cmd); err != nil {
 		return err
 	}
 	return accepted(w)

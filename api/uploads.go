@@ -80,7 +80,7 @@ func (a *API) mount(w http.ResponseWriter, r *http.Request, rt route, query url.
 	if a.awaitHolder(r.Context(), b) != nil {
 		return false, r.Context().Err()
 	}
-	_, err = a.log.Propose(r.Context(), fsm.MountBlob{Repo: rt.repo, From: from, Digest: d})
+	_, err = a.propose(r.Context(), fsm.MountBlob{Repo: rt.repo, From: from, Digest: d})
 	if errors.Is(err, fsm.ErrBlobUnknown) {
 		return false, nil
 	}
@@ -251,7 +251,7 @@ func (a *API) putUpload(w http.ResponseWriter, r *http.Request, rt route) error 
 // linkBlob tells the cluster about a blob that is durable here. It goes on when the client hangs up: the client will come
 // back and expect the blob.
 func (a *API) linkBlob(ctx context.Context, repo fsm.Repo, d digest.Digest, size int64) error {
-	_, err := a.log.Propose(context.WithoutCancel(ctx), fsm.LinkBlob{Repo: repo, Digest: d, Size: size, Origin: a.cfg.Node})
+	_, err := a.propose(context.WithoutCancel(ctx), fsm.LinkBlob{Repo: repo, Digest: d, Size: size, Origin: a.cfg.Node})
 	if err != nil {
 		return fmt.Errorf("link %s: %w", d, err)
 	}
