@@ -266,7 +266,8 @@ func (a *API) settled(ctx context.Context) error {
 	deadline := time.Now().Add(settleWait)
 	for {
 		err := a.catchUp(ctx)
-		if !errors.Is(err, ErrUnavailable) || time.Now().After(deadline) {
+		ready := a.cfg.Ready(false)
+		if !errors.Is(err, ErrUnavailable) || ready != nil && !errors.Is(ready, ErrStarting) || time.Now().After(deadline) {
 			return err
 		}
 		if err := pause(ctx, relayPause); err != nil {

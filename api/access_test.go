@@ -372,6 +372,27 @@ func TestAdmittedByAnOldState(t *testing.T) {
 	}
 }
 
+// A change waits for a node that starts, and not for one that was removed.
+func TestChangesWaitForTheStart(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	for _, x := range []struct {
+		ready  error
+		status int
+	}{{ErrStarting, 404}, {errors.New("it was removed"), 503}} {
+		tries := 0
+		f.nodes[0].api.cfg.Ready = func(bool) error {
+			if tries++; tries == 3 {
+				f.nodes[0].log.set(func(l *nodeLog) { l.alone = false })
+			}
+			return x.ready
+		}
+		f.nodes[0].log.set(func(l *nodeLog) { l.alone = true })
+		if got := f.do("DELETE", "/v2/a/manifests/1", nil); got.StatusCode != x.status {
+			t.Errorf("%v: %d %s", x.ready, got.StatusCode, got.body)
+		}
+	}
+}
+
 // A mount from where the caller may not look is a mount of what isn't there; and the catalog shows what may be pulled.
 func TestOthersRepositoriesStayHidden(t *testing.T) {
 	f := withAccess(t, 1, nil)

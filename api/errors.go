@@ -20,6 +20,9 @@ import (
 // ErrUnavailable is what every answer that the cluster can't give at the moment is.
 var ErrUnavailable = errors.New("not available at the moment")
 
+// ErrStarting is what Config.Ready returns while it is worth a wait: this node is on its way into the cluster.
+var ErrStarting = errors.New("this node has not joined its cluster yet")
+
 // Unavailable says why the cluster can't answer, and when it is worth asking again. It is an ErrUnavailable.
 type Unavailable struct {
 	Reason     string

@@ -158,7 +158,7 @@ func (i *instance) ready(push bool) error {
 	select {
 	case <-i.cluster.Ready():
 	default:
-		return errors.New("this node has not joined its cluster yet")
+		return api.ErrStarting
 	}
 	standing := i.cluster.Standing()
 	if errors.Is(standing, cluster.ErrNotMember) || push && standing != nil {
