@@ -28,6 +28,8 @@ type Access struct {
 	// TokenLife is how long an access token is good (default 5 minutes), RefreshLife one that stands for a password
 	// (default 30 days).
 	TokenLife, RefreshLife time.Duration
+	// Closed keeps everybody out until the first user is there: somebody is about to make one.
+	Closed bool
 	// Now is the clock; nil is the machine's.
 	Now func() time.Time
 }
@@ -91,6 +93,7 @@ func (x *access) directory() (*auth.Directory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read who has access: %w", err)
 	}
+	a.On = a.On || x.cfg.Closed && !a.Decided
 	x.version, x.current = a.Version, directoryOf(a)
 	return x.current, nil
 }

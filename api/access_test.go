@@ -372,6 +372,17 @@ func TestAdmittedByAnOldState(t *testing.T) {
 	}
 }
 
+// Where a first user is to be made, nobody is quicker.
+func TestClosedUntilTheFirstUser(t *testing.T) {
+	f := withAccess(t, 1, func(c *Config) { c.Access.Closed = true })
+	f.want(f.do("POST", "/v2/a/blobs/uploads/", nil), 401, codeUnauthorized)
+	f.user("root")
+	f.want(f.do("POST", "/v2/a/blobs/uploads/", nil), 401, codeUnauthorized)
+	f.want(f.do("POST", "/v2/a/blobs/uploads/", nil, "Authorization: "+basic(f, "root")), 202, "")
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.SetSetting{Key: fsm.SettingAccess, Value: fsm.AccessOpen}))
+	f.want(f.do("POST", "/v2/a/blobs/uploads/", nil), 202, "")
+}
+
 // A change waits for a node that starts, and not for one that was removed.
 func TestChangesWaitForTheStart(t *testing.T) {
 	f := withAccess(t, 1, nil)

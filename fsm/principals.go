@@ -46,6 +46,7 @@ type Grant struct {
 type Access struct {
 	Version    uint64
 	On         bool
+	Decided    bool // somebody has turned it on or off: it isn't just that nobody has made a user yet
 	Principals []Principal
 	Grants     []Grant
 }
@@ -147,7 +148,8 @@ func (s *State) Access() (Access, error) {
 	var out Access
 	err := s.view(func(tx *bolt.Tx) error {
 		out.Version = readNumber(tx, keyAccess)
-		out.On = string(tx.Bucket(bucketSettings).Get([]byte(SettingAccess))) == AccessOn
+		set := string(tx.Bucket(bucketSettings).Get([]byte(SettingAccess)))
+		out.On, out.Decided = set == AccessOn, set != ""
 		err := tx.Bucket(bucketPrincipals).ForEach(func(_, v []byte) error {
 			var p Principal
 			if err := decode(v, &p); err != nil {

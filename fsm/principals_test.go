@@ -31,7 +31,7 @@ func TestPrincipals(t *testing.T) {
 		}
 	}
 	must(t, s, PutPrincipal{Principal: Principal{Name: "ci", Robot: true}})
-	if access().On {
+	if access().On || access().Decided {
 		t.Error("a robot turns access control on")
 	}
 	first := must(t, s, PutPrincipal{Principal: Principal{Name: "root"}}).(PrincipalAnswer)
@@ -70,7 +70,7 @@ func TestPrincipals(t *testing.T) {
 	}
 	must(t, s, SetSetting{Key: SettingAccess, Value: AccessOpen})
 	must(t, s, PutPrincipal{Principal: Principal{Name: "root"}})
-	if access().On {
+	if access().On || !access().Decided {
 		t.Error("what was opened by hand is closed by a new user")
 	}
 }

@@ -119,7 +119,7 @@ func (i *instance) apiConfig(n *Node, keys *auth.Keys) api.Config {
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
 		Audit: i.audit, Access: api.Access{
 			Keys: func() *auth.Keys { return keys }, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(),
-			Authority: n.authority.Load,
+			Authority: n.authority.Load, Closed: n.cfg.Access.AdminUser != "",
 		},
 	}
 	if n.cfg.AccessLog {

@@ -72,7 +72,7 @@ func (n *Node) hosts() []string {
 // guarded refuses to start where passwords would travel in the open.
 func (n *Node) guarded(state *fsm.State) error {
 	access, err := state.Access()
-	if err != nil || !access.On || n.secure() || n.cfg.Access.InsecureHTTP || isLoopback(n.cfg.Listen) {
+	if err != nil || !n.closed(access) || n.secure() || n.cfg.Access.InsecureHTTP || isLoopback(n.cfg.Listen) {
 		return err
 	}
 	return fmt.Errorf("access control is on and %s is reachable from elsewhere without TLS, so passwords could be read on the way: use --tls auto (or --tls-cert), listen on loopback, or say --insecure-http", n.cfg.Listen)
@@ -84,15 +84,18 @@ func (n *Node) Exposure() (string, bool) {
 	switch {
 	case isLoopback(n.cfg.Listen) || err != nil:
 		return "", false
-	case access.On && n.secure():
+	case n.closed(access) && n.secure():
 		return "", false
-	case access.On:
+	case n.closed(access):
 		return "PASSWORDS TRAVEL IN THE OPEN: the registry listens beyond this machine without TLS", true
 	case n.secure():
 		return "THE REGISTRY IS OPEN: it listens beyond this machine without access control; everybody who reaches it can push and delete (pier user add)", true
 	}
 	return "THE REGISTRY IS OPEN: it listens beyond this machine, without access control and without TLS; everybody who reaches it can push and delete", true
 }
+
+// closed tells whether access control is in force, or about to be.
+func (n *Node) closed(a fsm.Access) bool { return a.On || n.cfg.Access.AdminUser != "" && !a.Decided }
 
 func (n *Node) secure() bool { return n.cfg.Access.TLS != "" || n.cfg.Access.TLSCert != "" }
 

@@ -103,6 +103,11 @@ func TestPasswordsNeedTLS(t *testing.T) {
 	cfg := Default()
 	cfg.DataDir, cfg.Listen, cfg.ClusterListen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0"
 	cfg.Access = AccessConfig{AdminUser: "root", AdminPasswordFile: password}
+	early := cfg
+	early.DataDir, early.Listen = t.TempDir(), "0.0.0.0:0"
+	if _, err := New(early, Options{}); err == nil || !strings.Contains(err.Error(), "--insecure-http") {
+		t.Errorf("a first start without TLS: %v", err)
+	}
 	first, err := New(cfg, Options{})
 	if err != nil {
 		t.Fatal(err)
