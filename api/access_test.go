@@ -421,12 +421,16 @@ func TestOthersRepositoriesStayHidden(t *testing.T) {
 		f.must(f.nodes[0].log.Propose(f.Context(), fsm.MountBlob{Repo: fsm.Repo(fmt.Sprintf("secret/m%d", i)), Digest: secret}))
 	}
 	var seen []string
+	f.nodes[0].api.maxLooked = 1
 	for path := "/v2/_catalog?n=2"; path != ""; {
 		got := f.want(f.do("GET", path, nil, "Authorization: "+alice), 200, "")
 		var page struct{ Repositories []string }
 		f.must(nil, json.Unmarshal(got.body, &page))
 		seen = append(seen, page.Repositories...)
 		path, _, _ = strings.Cut(strings.TrimPrefix(got.Header.Get("Link"), "<"), ">")
+		if strings.Contains(path, "secret") {
+			t.Fatalf("the next page names what alice may not see: %s", path)
+		}
 	}
 	if want := "team/app team/m0 team/m1 team/m2 team/m3 team/m4"; strings.Join(seen, " ") != want {
 		t.Errorf("alice sees %v", seen)

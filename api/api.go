@@ -122,7 +122,9 @@ type API struct {
 	memory  *semaphore.Weighted // bytes of manifests that are being pushed
 	metrics *metrics
 	access  *access
-	table   map[kind]map[string]endpoint
+	// maxLooked is how many names one page of the catalog looks at.
+	maxLooked int
+	table     map[kind]map[string]endpoint
 }
 
 // endpoint answers one method on one kind of route, for callers who have what it needs.
@@ -143,7 +145,7 @@ func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cl
 		memory:  semaphore.NewWeighted(manifestMemory),
 		metrics: newMetrics(cfg),
 	}
-	a.access = newAccess(cfg.Access, state)
+	a.access, a.maxLooked = newAccess(cfg.Access, state), maxLooked
 	a.table = map[kind]map[string]endpoint{
 		kindRoot:      {"GET": {needsCaller, a.getRoot}},
 		kindCatalog:   {"GET": {needsCatalog, a.getCatalog}},

@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"strings"
 
 	"pier/api/auth"
 	"pier/fsm"
@@ -20,12 +21,13 @@ func (a *API) getCatalog(w http.ResponseWriter, r *http.Request, rt route) error
 	if _, err := a.current(w, r); err != nil {
 		return err
 	}
+	p.after = a.shownCursor(p.after)
 	repos, more, err := a.visible(r, p)
 	if err != nil {
 		return err
 	}
 	if more != "" {
-		linkNext(w, rt.path(), string(more), p.n, nil)
+		linkNext(w, rt.path(), more, p.n, nil)
 	}
 	return writeJSON(w, "application/json", catalog{Repositories: repos})
 }
@@ -34,8 +36,31 @@ func (a *API) getCatalog(w http.ResponseWriter, r *http.Request, rt route) error
 // Link, as the spec allows.
 const maxLooked = 20_000
 
-// visible is a page of what the caller may pull, and the name after which the next one begins; empty at the end.
-func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more fsm.Repo, err error) {
+// sealedMark begins a cursor that is no name, as no name begins.
+const sealedMark = "."
+
+// hiddenCursor is where the next page begins when that is behind a name that the caller may not see.
+func (a *API) hiddenCursor(name string) string {
+	keys := a.access.cfg.Keys()
+	if keys == nil {
+		return name
+	}
+	return sealedMark + keys.Seal(name)
+}
+
+// shownCursor is the name behind which a page begins.
+func (a *API) shownCursor(after string) string {
+	if sealed, ok := strings.CutPrefix(after, sealedMark); ok {
+		if keys := a.access.cfg.Keys(); keys != nil {
+			name, _ := keys.Unseal(sealed) // an old or a broken one begins at the beginning
+			return name
+		}
+	}
+	return after
+}
+
+// visible is a page of what the caller may pull, and the cursor after which the next one begins; empty at the end.
+func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more string, err error) {
 	repos = []fsm.Repo{}
 	d, err := a.access.directory()
 	if err != nil {
@@ -61,8 +86,8 @@ func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more fsm.Repo,
 		if looked += len(found); !further {
 			return repos, "", nil
 		}
-		if looked >= maxLooked {
-			return repos, fsm.Repo(after), nil
+		if looked >= a.maxLooked {
+			return repos, a.hiddenCursor(after), nil
 		}
 	}
 	return repos, "", nil
@@ -71,9 +96,9 @@ func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more fsm.Repo,
 const catalogStep = 1000
 
 // moreAfter is last, when there are names behind it.
-func moreAfter(last fsm.Repo, found []fsm.Repo, further bool) fsm.Repo {
+func moreAfter(last fsm.Repo, found []fsm.Repo, further bool) string {
 	if further || last != found[len(found)-1] {
-		return last
+		return string(last)
 	}
 	return ""
 }

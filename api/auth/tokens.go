@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"crypto/cipher"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -34,6 +35,7 @@ type Keys struct {
 	sign     ed25519.PrivateKey
 	signID   string
 	verifies map[string]ed25519.PublicKey
+	seals    []cipher.AEAD
 
 	mu   sync.Mutex
 	seen map[[sha256.Size]byte]*claims // verified before: a client shows the same token with each request
@@ -63,6 +65,11 @@ func NewKeys(seeds [][]byte) (*Keys, error) {
 			k.sign, k.signID = key, id
 		}
 		k.verifies[id] = public
+		seal, err := sealer(seed)
+		if err != nil {
+			return nil, err
+		}
+		k.seals = append(k.seals, seal)
 	}
 	return k, nil
 }

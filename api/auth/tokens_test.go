@@ -60,6 +60,28 @@ func TestTokenSaysWhatWasGranted(t *testing.T) {
 	}
 }
 
+// What one node seals another reads, and nobody else.
+func TestSeal(t *testing.T) {
+	k := keys(t, 1)
+	sealed := k.Seal("secret/app")
+	if sealed == k.Seal("secret/app") || strings.Contains(sealed, "app") {
+		t.Errorf("it shows: %s", sealed)
+	}
+	for _, other := range []*Keys{keys(t, 1), keys(t, 2, 1)} {
+		if text, ok := other.Unseal(sealed); !ok || text != "secret/app" {
+			t.Errorf("%q, %v", text, ok)
+		}
+	}
+	for _, bad := range []string{"", "!", "aaaa", sealed[1:], sealed + "AAAA"} {
+		if text, ok := k.Unseal(bad); ok {
+			t.Errorf("%q is %q", bad, text)
+		}
+	}
+	if _, ok := keys(t, 2).Unseal(sealed); ok {
+		t.Error("another cluster reads it")
+	}
+}
+
 // Strangers can't fill memory with large tokens that they have asked for.
 func TestLargeTokensAreNotKept(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
