@@ -208,7 +208,14 @@ func FuzzToken(f *testing.F) {
 	}
 	f.Add(good.Text)
 	f.Fuzz(func(t *testing.T, text string) {
-		if c, err := k.Verify(text, "pier", now); err == nil && text != good.Text {
+		c, err := k.Verify(text, "pier", now)
+		if err != nil {
+			return
+		}
+		// Each process of the fuzzer has signed a token of its own, so it is the signature that tells.
+		parts := strings.Split(text, ".")
+		signature, err := base64.RawURLEncoding.DecodeString(parts[len(parts)-1])
+		if err != nil || !ed25519.Verify(k.verifies[k.signID], []byte(strings.Join(parts[:len(parts)-1], ".")), signature) {
 			t.Errorf("%q is taken for a token of %+v", text, c)
 		}
 	})
