@@ -12,7 +12,7 @@ import (
 
 // CurrentLevel is the newest command level that this build understands. Announced at boot; a command of a higher level is
 // proposed only when every member has announced it.
-const CurrentLevel uint64 = 2
+const CurrentLevel uint64 = 3
 
 // Identity makes a proposal idempotent. Seq counts up within a node's boot epoch; every number up to Done has been
 // answered or given up, so its answer may be forgotten.
@@ -202,6 +202,28 @@ type GrantAnswer struct {
 	_msgpack struct{} `msgpack:",as_array"`
 }
 
+// PutDocument stores a document: a new one (Was 0), in place of the one whose generation is Was, or, with Over, of whatever
+// there is. Answer: DocumentAnswer.
+type PutDocument struct {
+	_msgpack struct{} `msgpack:",as_array"`
+	Document Document
+	Was      uint64
+	Over     bool
+}
+
+// DeleteDocument removes the document whose generation is Was, or whichever there is for 0. Answer: DocumentAnswer.
+type DeleteDocument struct {
+	_msgpack   struct{} `msgpack:",as_array"`
+	Kind, Name string
+	Was        uint64
+}
+
+// DocumentAnswer gives the new generation.
+type DocumentAnswer struct {
+	_msgpack   struct{} `msgpack:",as_array"`
+	Generation uint64
+}
+
 // commandTypes and answerTypes give each type its byte: the index in the table. Append only.
 var (
 	commandTypes = []reflect.Type{
@@ -210,18 +232,19 @@ var (
 		reflect.TypeFor[ForgetNode](), reflect.TypeFor[MarkNode](), reflect.TypeFor[CreateInvite](),
 		reflect.TypeFor[RedeemInvite](), reflect.TypeFor[SetSetting](),
 		reflect.TypeFor[PutPrincipal](), reflect.TypeFor[DeletePrincipal](), reflect.TypeFor[PutGrant](), reflect.TypeFor[DeleteGrant](),
+		reflect.TypeFor[PutDocument](), reflect.TypeFor[DeleteDocument](),
 	}
 	answerTypes = []reflect.Type{
 		nil, reflect.TypeFor[PutManifestAnswer](), reflect.TypeFor[DeleteAnswer](), reflect.TypeFor[LinkAnswer](),
 		reflect.TypeFor[NodeAnswer](), reflect.TypeFor[InviteAnswer](), reflect.TypeFor[SettingAnswer](),
-		reflect.TypeFor[PrincipalAnswer](), reflect.TypeFor[GrantAnswer](),
+		reflect.TypeFor[PrincipalAnswer](), reflect.TypeFor[GrantAnswer](), reflect.TypeFor[DocumentAnswer](),
 	}
 )
 
 // commandLevels has the level of each type that came after the first release; the others are of level 1.
 var commandLevels = map[reflect.Type]uint64{
 	reflect.TypeFor[PutPrincipal](): 2, reflect.TypeFor[DeletePrincipal](): 2, reflect.TypeFor[PutGrant](): 2,
-	reflect.TypeFor[DeleteGrant](): 2,
+	reflect.TypeFor[DeleteGrant](): 2, reflect.TypeFor[PutDocument](): 3, reflect.TypeFor[DeleteDocument](): 3,
 }
 
 // Level is the command level that a member must have announced before c is proposed. What isn't in the table is newer than
@@ -229,6 +252,9 @@ var commandLevels = map[reflect.Type]uint64{
 func Level(c Command) uint64 {
 	if typeByte(commandTypes, c) == 0 {
 		return CurrentLevel + 1
+	}
+	if p, ok := c.(PutPrincipal); ok && p.Principal.Provider != "" {
+		return 3 // older builds would drop the field, and end with another state
 	}
 	return max(commandLevels[reflect.TypeOf(c)], 1)
 }

@@ -26,8 +26,9 @@ func goldens() []Command {
 		ForgetNode{ID: "n1"}, MarkNode{ID: "n1", Away: true, Draining: true},
 		CreateInvite{Hash: []byte("h"), Expires: 1e12}, RedeemInvite{Hash: []byte("h")},
 		SetSetting{Key: "k", Value: "v"},
-		PutPrincipal{Was: 3, Principal: Principal{Name: "a", Robot: true, Password: []byte("h"), Secrets: []RobotSecret{{ID: "s", Hash: []byte("h"), Expires: 1e12}}, Groups: []string{"g"}, Disabled: true, Expires: 1e12, Generation: 3}},
+		PutPrincipal{Was: 3, Principal: Principal{Name: "a", Robot: true, Password: []byte("h"), Secrets: []RobotSecret{{ID: "s", Hash: []byte("h"), Expires: 1e12}}, Groups: []string{"g"}, Disabled: true, Expires: 1e12, Generation: 3, Provider: "p"}},
 		DeletePrincipal{Name: "a"}, PutGrant{Grant: firstGrant("a")}, DeleteGrant{Grant: firstGrant("a")},
+		PutDocument{Document: Document{Kind: "k", Name: "n", Body: []byte("b"), Generation: 3}, Was: 3, Over: true}, DeleteDocument{Kind: "k", Name: "n", Was: 3},
 	}
 }
 

@@ -25,6 +25,10 @@ var (
 	ErrPrincipalExists  = errors.New("the name is taken by a user or a robot")
 	ErrPrincipalChanged = errors.New("somebody else has changed this user or robot meanwhile")
 	ErrGrantUnknown     = errors.New("there is no such grant")
+	ErrDocumentUnknown  = errors.New("there is no such document")
+	ErrDocumentExists   = errors.New("there is a document of that name already")
+	ErrDocumentChanged  = errors.New("somebody else has changed this document meanwhile")
+	ErrDocumentTooBig   = errors.New("a document has at most 256 KiB")
 	ErrStale            = errors.New("the command was given up by its proposer")
 	ErrLevel            = errors.New("a member does not understand this command yet")
 	ErrHalted           = errors.New("the state has stopped applying")
@@ -94,4 +98,5 @@ var refusals = []error{
 	ErrNameInvalid, ErrTagInvalid, ErrDigestInvalid, ErrNameUnknown, ErrManifestUnknown, ErrManifestTooBig, ErrBlobUnknown,
 	ErrConditionFailed, ErrSizeMismatch, ErrInviteUnknown, ErrInviteExpired, ErrStale, ErrLevel, ErrHalted,
 	ErrIDInvalid, ErrPrincipalUnknown, ErrPrincipalExists, ErrPrincipalChanged, ErrGrantUnknown,
+	ErrDocumentUnknown, ErrDocumentExists, ErrDocumentChanged, ErrDocumentTooBig,
 }

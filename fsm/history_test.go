@@ -71,7 +71,7 @@ func (h *history) command(node NodeID) Command {
 	repo := one(h, Repo("a"), "b", "a/b")
 	tag := one(h, Tag("t"), "u", Tag("sha256-"+blobDigest(0).Encoded()))
 	blob := blobDigest(h.rnd.IntN(4))
-	switch h.rnd.IntN(16) {
+	switch h.rnd.IntN(18) {
 	case 0, 1, 2:
 		return LinkBlob{Repo: repo, Digest: blob, Size: 1, Origin: node}
 	case 3:
@@ -97,8 +97,23 @@ func (h *history) command(node NodeID) Command {
 		return one(h, []Command{CreateInvite{Hash: hash, Expires: int64(1e12 + h.rnd.IntN(120000))}, RedeemInvite{Hash: hash}}...)
 	case 14:
 		return SetSetting{Key: one(h, "k", "l"), Value: one(h, "", "1", "2")}
+	case 15, 16:
+		return h.access()
 	}
 	return one(h, hostile()...)
+}
+
+// access makes a command about who may come in. Generations are indexes of the log, so that some guesses are right.
+func (h *history) access() Command {
+	name, was := one(h, "p", "q"), one(h, 0, 0, uint64(2*h.rnd.IntN(len(h.logs)+1)))
+	grant := Grant{Subject: one(h, name, SubjectAnonymous, SubjectGroup+"g"), Right: one(h, "pull", "push"), Pattern: one(h, "a", "**")}
+	kind := one(h, KindACME, KindProvider, KindTrust)
+	return one(h, []Command{
+		PutPrincipal{Principal: Principal{Name: name, Robot: h.rnd.IntN(2) == 0, Groups: []string{"g"}}, Was: was}, DeletePrincipal{Name: name},
+		PutGrant{Grant: grant}, PutGrant{Grant: grant}, DeleteGrant{Grant: grant},
+		PutDocument{Document: Document{Kind: kind, Name: name, Body: []byte(name)}, Was: was, Over: h.rnd.IntN(2) == 0},
+		DeleteDocument{Kind: kind, Name: name, Was: was},
+	}...)
 }
 
 func (h *history) manifest(repo Repo, blob digest.Digest, tag Tag) Command {
@@ -141,6 +156,10 @@ func hostile() []Command {
 		MountBlob{Repo: "a", From: Repo(long), Digest: blobDigest(9)}, DeleteBlob{}, DeleteTag{}, DeleteTag{Repo: "a", Tag: Tag(long)},
 		DeleteManifest{Digest: digest.Digest(long)}, PutManifest{}, PutManifest{Repo: "a", Digest: blobDigest(0), Body: []byte("{}")},
 		PutManifest{Repo: "a", Digest: digest.FromString("{}"), MediaType: "x/y", Body: []byte("{}"), Tags: []Tag{"", "\x00"}},
+		PutPrincipal{}, PutPrincipal{Principal: Principal{Name: long}}, DeletePrincipal{}, DeletePrincipal{Name: long}, PutGrant{}, DeleteGrant{},
+		PutGrant{Grant: Grant{Subject: SubjectAnonymous, Right: "pull", Pattern: long}}, DeleteGrant{Grant: Grant{Pattern: long}},
+		PutDocument{}, PutDocument{Document: Document{Kind: "k", Name: long}}, PutDocument{Document: Document{Kind: "a\x00b", Name: "n"}},
+		PutDocument{Document: Document{Kind: "k", Name: "n", Body: make([]byte, maxDocument+1)}}, DeleteDocument{}, DeleteDocument{Name: long},
 	}
 }
 

@@ -31,11 +31,12 @@ var (
 	bucketSettings   = []byte("settings")   // key → value
 	bucketPrincipals = []byte("principals") // name → Principal
 	bucketGrants     = []byte("grants")     // subject, right, pattern → Grant
+	bucketDocuments  = []byte("documents")  // kind, name → Document
 
 	buckets = [][]byte{
 		bucketMeta, bucketRepos, bucketManifests, bucketBodies, bucketTags, bucketTagged, bucketHistory, bucketBlobs,
 		bucketLinks, bucketNeeds, bucketReferrers, bucketKinds, bucketFeed, bucketNodes, bucketProposers, bucketAnswers, bucketInvites,
-		bucketSettings, bucketPrincipals, bucketGrants,
+		bucketSettings, bucketPrincipals, bucketGrants, bucketDocuments,
 	}
 
 	keyApplied       = []byte("applied")

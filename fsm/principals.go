@@ -18,6 +18,7 @@ type Principal struct {
 	Expires  int64 // ms since 1970; 0: never
 	// Generation is the index of the last change. It is what ends tokens from before.
 	Generation uint64
+	Provider   string // where a user's password is checked, instead of here; empty for local ones
 }
 
 // RobotSecret is one of a robot's secrets, by its hash.
@@ -49,6 +50,8 @@ type Access struct {
 	Decided    bool // somebody has turned it on or off: it isn't just that nobody has made a user yet
 	Principals []Principal
 	Grants     []Grant
+	Providers  []Document
+	Trusts     []Document
 }
 
 // The values of SettingAccess. Until it is set there was never a principal; the first one sets it.
@@ -159,6 +162,12 @@ func (s *State) Access() (Access, error) {
 			return nil
 		})
 		if err != nil {
+			return err
+		}
+		if out.Providers, err = documents(tx, KindProvider); err != nil {
+			return err
+		}
+		if out.Trusts, err = documents(tx, KindTrust); err != nil {
 			return err
 		}
 		return tx.Bucket(bucketGrants).ForEach(func(_, v []byte) error {
