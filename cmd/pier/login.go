@@ -65,10 +65,10 @@ func newLogin() *cobra.Command {
 	user, ca, insecure := "", "", false
 	cmd := &cobra.Command{
 		Use: "login", Short: "Log in to a node over the network, for the other commands with --server", Args: cobra.NoArgs,
-		Example: "  pier login --server https://registry.lan:5000 --user alice\n  pier login --server https://registry.lan:5000 --user alice --ca registry-ca.crt --password-stdin < password.txt",
+		Example: "  pier --server https://registry.lan:5000 login\n  pier login --server https://registry.lan:5000 --user alice --ca registry-ca.crt --password-stdin < password.txt",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.server == "" || user == "" {
-				return &exitError{exitUsage, "a login needs --server and --user"}
+			if o.server == "" {
+				return &exitError{exitUsage, "a login needs --server"}
 			}
 			if !insecure && !isPrivate(o.server) {
 				return &exitError{exitUsage, fmt.Sprintf("the password would travel to %s in the open: give --server as https://…, or say --insecure-http", o.server)}
@@ -81,7 +81,10 @@ func newLogin() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			password, err := o.password(cmd)
+			if user, err = o.who(cmd, user); err != nil {
+				return err
+			}
+			password, err := o.password(cmd, "Password: ")
 			if err != nil {
 				return err
 			}
@@ -100,11 +103,23 @@ func newLogin() *cobra.Command {
 	}
 	o.target.addFlags(cmd)
 	o.output.addFlags(cmd)
-	cmd.Flags().StringVar(&user, "user", "", "who logs in")
+	cmd.Flags().StringVar(&user, "user", "", "who logs in; asked for at a terminal when missing")
 	cmd.Flags().StringVar(&ca, "ca", "", "trust this CA, PEM (pier ca prints a cluster's)")
 	cmd.Flags().BoolVar(&insecure, "insecure-http", false, "log in without TLS even where others can listen in on the password")
 	o.addStdin(cmd)
 	return cmd
+}
+
+// who is the user of the flag, or asks at a terminal.
+func (o *userOptions) who(cmd *cobra.Command, flag string) (string, error) {
+	if flag != "" {
+		return flag, nil
+	}
+	in, ok := terminal(cmd)
+	if !ok {
+		return "", &exitError{exitUsage, "there is no terminal to ask who logs in; use --user"}
+	}
+	return ask(cmd, in, "User: ")
 }
 
 // isPrivate tells whether nobody on the way can read what goes to the server.

@@ -26,7 +26,7 @@ type userOptions struct {
 func newUser() *cobra.Command {
 	o := &userOptions{}
 	cmd := o.group("user", "Say who may come in", "  pier user add alice\n  pier user disable alice")
-	cmd.AddCommand(o.newAdd(), o.newPassword(), o.newSwitch("disable", true), o.newSwitch("enable", false), o.newGroups(), o.newRemove(), o.newList(), o.newImport())
+	cmd.AddCommand(o.newAdd(), o.newChange(), o.newSwitch("disable", true), o.newSwitch("enable", false), o.newGroups(), o.newRemove(), o.newList(), o.newImport())
 	return cmd
 }
 
@@ -36,7 +36,7 @@ func (o *userOptions) newAdd() *cobra.Command {
 		Use: "add NAME", Short: "Make a user; the first one turns access control on and is administrator", Args: cobra.ExactArgs(1),
 		Example: "  pier user add alice\n  pier user add bob --group dev --password-stdin < password.txt",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			password, err := o.password(cmd)
+			password, err := o.newPassword(cmd)
 			if err != nil {
 				return err
 			}
@@ -60,9 +60,14 @@ func (o *userOptions) addStdin(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&o.fromStdin, "password-stdin", false, "read the password from standard input, its first line")
 }
 
-// password asks twice at a terminal. Elsewhere it must be asked for by name: a password that is taken from standard input
-// by mistake ends in a log.
-func (o *userOptions) password(cmd *cobra.Command) (string, error) {
+// newPassword asks twice at a terminal.
+func (o *userOptions) newPassword(cmd *cobra.Command) (string, error) {
+	return o.password(cmd, "Password: ", "Once more: ")
+}
+
+// password asks once for each prompt at a terminal, and wants the same answer. Elsewhere it must be asked for by name: a
+// password that is taken from standard input by mistake ends in a log.
+func (o *userOptions) password(cmd *cobra.Command, prompts ...string) (string, error) {
 	if o.fromStdin {
 		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
 		if err != nil && !errors.Is(err, io.EOF) {
@@ -70,32 +75,53 @@ func (o *userOptions) password(cmd *cobra.Command) (string, error) {
 		}
 		return strings.TrimRight(line, "\r\n"), nil
 	}
-	in, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !term.IsTerminal(int(in.Fd())) {
+	in, ok := terminal(cmd)
+	if !ok {
 		return "", &exitError{exitUsage, "there is no terminal to ask for the password; use --password-stdin"}
 	}
-	var answers [2]string
-	for i, prompt := range []string{"Password: ", "Once more: "} {
+	answer := ""
+	for i, prompt := range prompts {
 		fmt.Fprint(cmd.ErrOrStderr(), prompt)
 		typed, err := term.ReadPassword(int(in.Fd()))
 		fmt.Fprintln(cmd.ErrOrStderr())
 		if err != nil {
 			return "", fmt.Errorf("read the password: %w", err)
 		}
-		answers[i] = string(typed)
+		if i > 0 && string(typed) != answer {
+			return "", errors.New("the two passwords differ; nothing was changed")
+		}
+		answer = string(typed)
 	}
-	if answers[0] != answers[1] {
-		return "", errors.New("the two passwords differ; nothing was changed")
-	}
-	return answers[0], nil
+	return answer, nil
 }
 
-func (o *userOptions) newPassword() *cobra.Command {
+// terminal is standard input where a person sits at it.
+func terminal(cmd *cobra.Command) (*os.File, bool) {
+	in, ok := cmd.InOrStdin().(*os.File)
+	return in, ok && term.IsTerminal(int(in.Fd()))
+}
+
+// ask reads an answer at a terminal, and no byte more: a password may follow.
+func ask(cmd *cobra.Command, in io.Reader, prompt string) (string, error) {
+	fmt.Fprint(cmd.ErrOrStderr(), prompt)
+	var line []byte
+	for b := make([]byte, 1); len(line) < 4096; line = append(line, b[0]) {
+		if _, err := io.ReadFull(in, b); err != nil {
+			return "", fmt.Errorf("read the answer: %w", err)
+		}
+		if b[0] == '\n' {
+			break
+		}
+	}
+	return strings.TrimSpace(string(line)), nil
+}
+
+func (o *userOptions) newChange() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "password NAME", Short: "Give a user a new password; the tokens from before end", Args: cobra.ExactArgs(1),
 		Example: "  pier user password alice",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			password, err := o.password(cmd)
+			password, err := o.newPassword(cmd)
 			if err != nil {
 				return err
 			}

@@ -37,6 +37,7 @@ type Config struct {
 	DiskReserve       Reserve
 	UploadTTL         time.Duration
 	MaxInFlight       int
+	ControlSocket     bool
 	Access            AccessConfig
 }
 
@@ -55,7 +56,7 @@ func Default() Config {
 	return Config{
 		Name: name, DataDir: "./data", Listen: "127.0.0.1:5000", ClusterListen: "127.0.0.1:7000", LogFormat: "text", LogLevel: "info",
 		AccessLog: true, RaftTimeout: time.Second, RepairDelay: 15 * time.Minute, MaxVoters: 5, DiskReserve: Reserve{Share: 0.05},
-		UploadTTL: 24 * time.Hour, MaxInFlight: 1024,
+		UploadTTL: 24 * time.Hour, MaxInFlight: 1024, ControlSocket: true,
 	}
 }
 
@@ -114,6 +115,7 @@ func generalSettings() []Setting {
 		{Name: "disk-reserve", Help: "free disk space that is never used, such as 5% or 10GiB", Set: setReserve, Value: reserveText},
 		duration("upload-ttl", "how long an idle upload is kept", func(c *Config) *time.Duration { return &c.UploadTTL }),
 		whole("max-in-flight", "requests served at a time; more wait, and a flood is refused", func(c *Config) *int { return &c.MaxInFlight }),
+		truth("control-socket", "take commands from whoever may read the data directory; false: only over the network, from administrators", func(c *Config) *bool { return &c.ControlSocket }),
 	}
 }
 

@@ -83,8 +83,8 @@ func (d *frontDoor) address() string { return d.lis.Addr().String() }
 // listenSocket binds the control socket. A socket file left by a process that was killed is replaced: the directory's
 // lock says that nobody serves it.
 func listenSocket(path string) (net.Listener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove the old control socket: %w", err)
+	if err := removeSocket(path); err != nil {
+		return nil, err
 	}
 	lis, err := net.Listen("unix", path)
 	if errors.Is(err, syscall.EINVAL) {
@@ -98,6 +98,14 @@ func listenSocket(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("protect the control socket: %w", err)
 	}
 	return lis, nil
+}
+
+// removeSocket removes what an earlier process left.
+func removeSocket(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the old control socket: %w", err)
+	}
+	return nil
 }
 
 // lockDirectory makes sure that one process alone uses the directory. The lock goes with the process.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,11 +117,9 @@ func (n *Node) open() error {
 		return fmt.Errorf("listen for clients: %w", err)
 	}
 	n.public = newFrontDoor(lis, n.logger)
-	sock, err := listenSocket(filepath.Join(n.cfg.DataDir, SocketName))
-	if err != nil {
+	if err := n.openSocket(); err != nil {
 		return err
 	}
-	n.socket = newFrontDoor(sock, n.logger)
 	inst, err := newInstance(n)
 	if err != nil {
 		return err
@@ -135,15 +134,32 @@ func (n *Node) open() error {
 	return n.guarded(inst.state)
 }
 
+// openSocket binds the control socket, or sees to it that there is none.
+func (n *Node) openSocket() error {
+	path := filepath.Join(n.cfg.DataDir, SocketName)
+	if !n.cfg.ControlSocket {
+		return removeSocket(path)
+	}
+	sock, err := listenSocket(path)
+	if err != nil {
+		return err
+	}
+	n.socket = newFrontDoor(sock, n.logger)
+	return nil
+}
+
+// doors are the listeners that this node has.
+func (n *Node) doors() []*frontDoor {
+	return slices.DeleteFunc([]*frontDoor{n.public, n.socket}, func(d *frontDoor) bool { return d == nil })
+}
+
 // Close gives back what New took, for a node that was never run. It is safe to call more than once.
 func (n *Node) Close() {
 	if inst := n.instance(); inst != nil && !n.abandoned.Load() {
 		inst.close()
 	}
-	for _, door := range []*frontDoor{n.public, n.socket} {
-		if door != nil {
-			door.close()
-		}
+	for _, door := range n.doors() {
+		door.close()
 	}
 	if n.lock != nil {
 		_ = n.lock.Close()
@@ -158,8 +174,9 @@ func (n *Node) Run(ctx context.Context) error {
 	doors, stopDoors := context.WithCancel(context.Background())
 	defer stopDoors()
 	group, doors := errgroup.WithContext(doors)
-	group.Go(func() error { return n.public.run(doors) })
-	group.Go(func() error { return n.socket.run(doors) })
+	for _, door := range n.doors() {
+		group.Go(func() error { return door.run(doors) })
+	}
 	if n.certs != nil {
 		group.Go(func() error { return n.certs.Run(doors) })
 	}
@@ -198,7 +215,9 @@ func (n *Node) liveOnce(ctx context.Context, inst *instance) (*joinOrder, error)
 	group.Go(func() error { return n.watchReady(runCtx, inst) })
 	group.Go(func() error { return n.firstUser(runCtx, inst, inst.log) })
 	n.public.serve(inst.api.Handler())
-	n.socket.serve(inst.api.Control())
+	if n.socket != nil {
+		n.socket.serve(inst.api.Control())
+	}
 
 	var order *joinOrder
 	var cause error
@@ -206,8 +225,9 @@ func (n *Node) liveOnce(ctx context.Context, inst *instance) (*joinOrder, error)
 	case <-ctx.Done():
 		n.drain(inst)
 	case <-n.killed:
-		n.public.close()
-		n.socket.close()
+		for _, door := range n.doors() {
+			door.close()
+		}
 		inst.cluster.Kill()
 	case cause = <-n.fatal:
 		n.logger.Error("the node has to stop", "err", cause)
@@ -262,8 +282,9 @@ func (n *Node) drain(inst *instance) {
 		}
 		return nil
 	})
-	group.Go(func() error { n.public.shutdown(ctx); return nil })
-	group.Go(func() error { n.socket.shutdown(ctx); return nil })
+	for _, door := range n.doors() {
+		group.Go(func() error { door.shutdown(ctx); return nil })
+	}
 	_ = group.Wait()
 }
 
