@@ -1,0 +1,497 @@
+package identity
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/oauth2-proxy/mockoidc"
+)
+
+// issuer is an OIDC server of the test. Its answers can be replaced, and it can be out of reach.
+type issuer struct {
+	*mockoidc.MockOIDC
+	t *testing.T
+
+	mu     sync.RWMutex
+	down   bool
+	asked  map[string]int
+	answer map[string]string // in place of its own, by path
+}
+
+func newIssuer(t *testing.T) *issuer {
+	t.Helper()
+	return startIssuer(t, nil)
+}
+
+// startIssuer starts one with TLS, where there is a certificate.
+func startIssuer(t *testing.T, cfg *tls.Config) *issuer {
+	t.Helper()
+	m, err := mockoidc.NewServer(nil)
+	if err == nil {
+		_, err = m.Keypair.KeyID() // it is kept: not by several requests at once
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &issuer{MockOIDC: m, t: t, asked: map[string]int{}, answer: map[string]string{}}
+	if err := m.AddMiddleware(i.between); err != nil {
+		t.Fatal(err)
+	}
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil && cfg != nil {
+		lis = tls.NewListener(lis, cfg)
+	}
+	if err == nil {
+		err = m.Start(lis, cfg)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Shutdown() })
+	return i
+}
+
+func (i *issuer) between(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		i.mu.Lock()
+		i.asked[r.URL.Path]++
+		down, answer := i.down, i.answer[r.URL.Path]
+		i.mu.Unlock()
+		if down {
+			panic(http.ErrAbortHandler)
+		}
+		if answer != "" {
+			_, _ = w.Write([]byte(answer))
+			return
+		}
+		i.mu.RLock()
+		defer i.mu.RUnlock()
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (i *issuer) set(change func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	change()
+}
+
+// questions counts how often the issuer was asked for its keys, or at another path.
+func (i *issuer) questions(path ...string) int {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return i.asked[append(path, mockoidc.JWKSEndpoint)[0]]
+}
+
+// rotate gives the issuer another key, in the place of the one before.
+func (i *issuer) rotate() {
+	i.t.Helper()
+	k, err := mockoidc.RandomKeypair(2048)
+	if err == nil {
+		_, err = k.KeyID()
+	}
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	i.set(func() { i.Keypair = k })
+}
+
+// claims are those of a good token, with changes; nil takes a claim away.
+func (i *issuer) claims(now time.Time, changes jwt.MapClaims) jwt.MapClaims {
+	c := jwt.MapClaims{
+		"iss": i.Issuer(), "aud": "registry", "sub": "repo:team/app:ref:refs/heads/main",
+		"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
+	}
+	maps.Copy(c, changes)
+	maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
+	return c
+}
+
+func (i *issuer) token(now time.Time, changes jwt.MapClaims) string {
+	i.t.Helper()
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	text, err := i.Keypair.SignJWT(i.claims(now, changes))
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return text
+}
+
+// forge signs with any method, key and key ID.
+func forge(t *testing.T, method jwt.SigningMethod, key any, id string, claims jwt.Claims) string {
+	t.Helper()
+	token := jwt.NewWithClaims(method, claims)
+	if id != "" {
+		token.Header["kid"] = id
+	}
+	text, err := token.SignedString(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// clock is a time that a test moves.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) pass(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+func isRejected(err error) bool {
+	var r *RejectedError
+	return errors.As(err, &r)
+}
+
+func isUnreachable(err error) bool {
+	var u *UnreachableError
+	return errors.As(err, &u)
+}
+
+func TestGoodToken(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	issuers := NewIssuers(at.Now)
+	text := i.token(at.Now(), jwt.MapClaims{"groups": []string{"dev", "ops"}, "aud": []string{"other", "registry"}, "email_verified": "true"})
+	if iss, ok := IssuerOf(text); !ok || iss != i.Issuer() {
+		t.Errorf("the token is of %q", iss)
+	}
+	c, err := issuers.Verify(t.Context(), Issuer{URL: i.Issuer()}, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Text("sub") != "repo:team/app:ref:refs/heads/main" || strings.Join(c.Texts("groups"), " ") != "dev ops" || !c.For("registry") || c.For("regis") || !c.True("email_verified") {
+		t.Errorf("%+v", c)
+	}
+	if d := c.Expires.Sub(at.Now()); d < 4*time.Minute || d > 5*time.Minute {
+		t.Errorf("it ends in %s", d)
+	}
+}
+
+// Every way in which a token can be wrong, by an issuer that works.
+func TestBadTokens(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	now := at.Now()
+	other, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := i.Keypair.KeyID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: mustPKIX(t, i.Keypair.PublicKey)})
+	good := i.token(now, nil)
+	parts := strings.Split(good, ".")
+	encode := base64.RawURLEncoding.EncodeToString
+	tokens := map[string]string{
+		"expired":                    i.token(now, jwt.MapClaims{"exp": now.Add(-time.Second).Unix()}),
+		"no end":                     i.token(now, jwt.MapClaims{"exp": nil}),
+		"an end that is text":        i.token(now, jwt.MapClaims{"exp": "tomorrow"}),
+		"an end under EXP":           i.token(now, jwt.MapClaims{"exp": nil, "EXP": now.Add(time.Hour).Unix()}),
+		"not yet valid":              i.token(now, jwt.MapClaims{"nbf": now.Add(2 * time.Minute).Unix()}),
+		"issued tomorrow":            i.token(now, jwt.MapClaims{"iat": now.Add(24 * time.Hour).Unix()}),
+		"another issuer":             i.token(now, jwt.MapClaims{"iss": "https://issuer.example"}),
+		"no issuer":                  i.token(now, jwt.MapClaims{"iss": nil}),
+		"an issuer's list":           i.token(now, jwt.MapClaims{"iss": []string{i.Issuer()}}),
+		"alg none":                   forge(t, jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, id, i.claims(now, nil)),
+		"HS256 by public key":        forge(t, jwt.SigningMethodHS256, public, id, i.claims(now, nil)),
+		"another key":                forge(t, jwt.SigningMethodRS256, other, id, i.claims(now, nil)),
+		"another key, unnamed":       forge(t, jwt.SigningMethodRS256, other, "", i.claims(now, nil)),
+		"PS256, unannounced":         forge(t, jwt.SigningMethodPS256, i.Keypair.PrivateKey, id, i.claims(now, nil)),
+		"changed":                    parts[0] + "." + encode([]byte(`{"iss":"`+i.Issuer()+`","aud":"registry","exp":9999999999}`)) + "." + parts[2],
+		"no signature":               parts[0] + "." + parts[1] + ".",
+		"two parts":                  parts[0] + "." + parts[1],
+		"JSON form":                  `{"payload":"` + parts[1] + `","protected":"` + parts[0] + `","signature":"` + parts[2] + `"}`,
+		"a line end":                 good + "\n",
+		"a megabyte":                 parts[0] + "." + strings.Repeat("A", 1<<20) + "." + parts[2],
+		"a megabyte of dots":         strings.Repeat(".", 1<<20),
+		"nothing":                    "",
+		"an unknown critical header": forgeCritical(t, i, i.claims(now, nil)),
+	}
+	issuers := NewIssuers(at.Now)
+	if _, err := issuers.Verify(t.Context(), Issuer{URL: i.Issuer()}, good); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range tokens {
+		c, err := issuers.Verify(t.Context(), Issuer{URL: i.Issuer()}, text)
+		if !isRejected(err) {
+			t.Errorf("%s: %v, %+v", name, err, c)
+		} else if len(err.Error()) > 300 || text != "" && strings.Contains(err.Error(), text) {
+			t.Errorf("%s: the refusal is %.400q", name, err)
+		}
+	}
+	if n := i.questions(); n != 1 {
+		t.Errorf("the issuer was asked %d times for its keys", n)
+	}
+}
+
+func mustPKIX(t *testing.T, key any) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// forgeCritical signs well, under a header that whoever doesn't know it must refuse.
+func forgeCritical(t *testing.T, i *issuer, claims jwt.MapClaims) string {
+	t.Helper()
+	o := (&jose.SignerOptions{}).WithHeader("crit", []string{"magic"}).WithHeader("magic", true)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: i.Keypair.PrivateKey}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := signer.Sign(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := signed.CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// Strangers with key IDs of their own don't make a node ask more than once in a while; a new key of the issuer is found.
+func TestRotationAndRandomKeys(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	issuers, from := NewIssuers(at.Now), Issuer{URL: i.Issuer()}
+	stranger, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flood := func() {
+		t.Helper()
+		var all sync.WaitGroup
+		for range 200 {
+			all.Go(func() {
+				text := forge(t, jwt.SigningMethodRS256, stranger, rand.Text(), i.claims(at.Now(), nil))
+				if _, err := issuers.Verify(t.Context(), from, text); !isRejected(err) {
+					t.Errorf("a stranger's token: %v", err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	flood()
+	if n := i.questions(); n != 1 {
+		t.Errorf("200 strangers made the node ask %d times", n)
+	}
+	old := i.token(at.Now(), nil)
+	i.rotate()
+	fresh := i.token(at.Now(), nil)
+	if _, err := issuers.Verify(t.Context(), from, fresh); !isRejected(err) {
+		t.Errorf("right after the last question: %v", err)
+	}
+	at.pass(askPause)
+	flood()
+	if n := i.questions(); n != 2 {
+		t.Errorf("after the pause the node has asked %d times", n)
+	}
+	if _, err := issuers.Verify(t.Context(), from, fresh); err != nil {
+		t.Errorf("a token by the new key: %v", err)
+	}
+	if _, err := issuers.Verify(t.Context(), from, old); !isRejected(err) {
+		t.Errorf("a token by the withdrawn key: %v", err)
+	}
+}
+
+// A key that the issuer has withdrawn ends, also when no token names another one.
+func TestWithdrawnKey(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	issuers, from := NewIssuers(at.Now), Issuer{URL: i.Issuer()}
+	stolen := i.token(at.Now(), jwt.MapClaims{"exp": at.Now().Add(48 * time.Hour).Unix()})
+	if _, err := issuers.Verify(t.Context(), from, stolen); err != nil {
+		t.Fatal(err)
+	}
+	i.rotate()
+	at.pass(askAgain)
+	if _, err := issuers.Verify(t.Context(), from, stolen); !isRejected(err) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Out of reach: keys that are known go on working, for a day; without any the answer is that nobody can tell.
+func TestIssuerDown(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	from := Issuer{URL: i.Issuer()}
+	text := i.token(at.Now(), jwt.MapClaims{"exp": at.Now().Add(48 * time.Hour).Unix()})
+	i.set(func() { i.down = true })
+	issuers := NewIssuers(at.Now)
+	for range 3 {
+		if _, err := issuers.Verify(t.Context(), from, text); !isUnreachable(err) {
+			t.Fatalf("without keys: %v", err)
+		}
+	}
+	if n := i.questions(mockoidc.DiscoveryEndpoint); n != 1 {
+		t.Errorf("an issuer that is down was asked %d times in a row", n)
+	}
+	i.set(func() { i.down = false })
+	at.pass(askPause)
+	if _, err := issuers.Verify(t.Context(), from, text); err != nil {
+		t.Fatalf("it is back: %v", err)
+	}
+	i.set(func() { i.down = true })
+	for _, d := range []time.Duration{time.Minute, askAgain, keepFor - 2*askAgain} {
+		at.pass(d)
+		if _, err := issuers.Verify(t.Context(), from, text); err != nil {
+			t.Errorf("%s later: %v", d, err)
+		}
+	}
+	stranger := forge(t, jwt.SigningMethodRS256, i.Keypair.PrivateKey, "new", i.claims(at.Now(), nil))
+	at.pass(askPause)
+	if _, err := issuers.Verify(t.Context(), from, stranger); !isUnreachable(err) {
+		t.Errorf("a key that can't be asked for: %v", err)
+	}
+	at.pass(2 * askAgain)
+	if _, err := issuers.Verify(t.Context(), from, text); !isUnreachable(err) {
+		t.Errorf("keys of yesterday: %v", err)
+	}
+}
+
+// What an issuer answers can be anything.
+func TestStrangeIssuers(t *testing.T) {
+	at := &clock{now: time.Now()}
+	for name, change := range map[string]func(i *issuer){
+		"not JSON":        func(i *issuer) { i.answer[mockoidc.DiscoveryEndpoint] = "<html>" },
+		"another issuer":  func(i *issuer) { i.answer[mockoidc.DiscoveryEndpoint] = `{"issuer":"https://issuer.example"}` },
+		"no keys":         func(i *issuer) { i.answer[mockoidc.JWKSEndpoint] = `{"keys":[]}` },
+		"a shared secret": func(i *issuer) { i.answer[mockoidc.JWKSEndpoint] = `{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}` },
+		"endless keys": func(i *issuer) {
+			i.answer[mockoidc.JWKSEndpoint] = `{"keys":[` + strings.Repeat(" ", 2*maxAnswer) + `]}`
+		},
+		"keys without TLS": func(i *issuer) {
+			i.answer[mockoidc.DiscoveryEndpoint] = `{"issuer":"` + i.Issuer() + `","jwks_uri":"http://keys.example/"}`
+		},
+		"keys in a file": func(i *issuer) {
+			i.answer[mockoidc.DiscoveryEndpoint] = `{"issuer":"` + i.Issuer() + `","jwks_uri":"file:///etc/passwd"}`
+		},
+	} {
+		i := newIssuer(t)
+		change(i)
+		text := i.token(at.Now(), nil)
+		_, err := NewIssuers(at.Now).Verify(t.Context(), Issuer{URL: i.Issuer()}, text)
+		if !isUnreachable(err) || len(err.Error()) > 500 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A private issuer's CA counts for it alone, and nothing else does.
+func TestPrivateCA(t *testing.T) {
+	server := httptest.NewTLSServer(nil) // for its certificate
+	server.Close()
+	ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	i, at := startIssuer(t, server.TLS), &clock{now: time.Now()}
+	from, text := Issuer{URL: i.Issuer(), CA: ca}, i.token(at.Now(), nil)
+	if err := from.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	issuers := NewIssuers(at.Now)
+	if _, err := issuers.Verify(t.Context(), from, text); err != nil {
+		t.Error(err)
+	}
+	if _, err := issuers.Verify(t.Context(), Issuer{URL: i.Issuer()}, text); !isUnreachable(err) {
+		t.Errorf("without its CA: %v", err)
+	}
+}
+
+// Who asks and goes away stops no question that others wait for.
+func TestGoneWhileAsking(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	issuers, from := NewIssuers(at.Now), Issuer{URL: i.Issuer()}
+	if _, err := issuers.Verify(gone, from, i.token(at.Now(), nil)); err == nil {
+		t.Log("it was quicker")
+	} else if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if _, err := issuers.Verify(t.Context(), from, i.token(at.Now(), nil)); err != nil {
+		t.Error(err)
+	}
+	if n := i.questions(); n != 1 {
+		t.Errorf("%d questions", n)
+	}
+}
+
+// Keys of kinds that are not known here don't hide those that are.
+func TestOddKeysInTheSet(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	own, err := i.Keypair.JWKS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.answer[mockoidc.JWKSEndpoint] = strings.Replace(string(own), `[`, `[{"kty":"OKP","crv":"Ed448","x":"AA"},{"kty":"magic"},7,{"kty":"oct","k":"c2VjcmV0"},`, 1)
+	if _, err := NewIssuers(at.Now).Verify(t.Context(), Issuer{URL: i.Issuer()}, i.token(at.Now(), nil)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestIssuerNames(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"https://token.actions.githubusercontent.com": true, "https://gitlab.example:8443/x": true, "http://127.0.0.1:9": true, "http://localhost": true,
+		"http://[::1]:9/a": true, "http://gitlab.example": false, "gitlab.example": false, "": false, "ftp://a": false, "https://": false,
+		"https://a/?b": false, "https://a/#b": false, "https://u:p@a": false, "https://" + strings.Repeat("a", maxURL): false, "http://127.0.0.1.evil.example": false,
+	} {
+		if err := (Issuer{URL: name}).Validate(); (err == nil) != ok {
+			t.Errorf("%.80q: %v", name, err)
+		}
+	}
+	if err := (Issuer{URL: "http://gitlab.lan", Insecure: true}).Validate(); err != nil {
+		t.Error(err)
+	}
+	if err := (Issuer{URL: "https://gitlab.lan", CA: "nonsense"}).Validate(); err == nil {
+		t.Error("a CA that is none")
+	}
+}
+
+func TestUnverifiedIssuer(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	for _, text := range []string{
+		"", "a.b", "a.b.c", "..", "a.!!!.c", "eyJ9." + base64.RawURLEncoding.EncodeToString([]byte(`{"iss":7}`)) + ".x",
+		"eyJ9." + base64.RawURLEncoding.EncodeToString([]byte(`[]`)) + ".x", "eyJ9." + base64.RawURLEncoding.EncodeToString([]byte(`null`)) + ".x",
+		"eyJ9." + base64.RawURLEncoding.EncodeToString([]byte{0, 255, 1}) + ".x", strings.Repeat("a", maxToken) + ".b.c",
+	} {
+		if iss, ok := IssuerOf(text); ok {
+			t.Errorf("%.40q is of %q", text, iss)
+		}
+	}
+	if iss, ok := IssuerOf(i.token(at.Now(), nil)); !ok || iss != i.Issuer() {
+		t.Errorf("%q", iss)
+	}
+}
