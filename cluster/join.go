@@ -218,7 +218,7 @@ func (c *Cluster) Invite(ctx context.Context, ttl time.Duration) (string, time.T
 			addresses = append(addresses, m.Address)
 		}
 	}
-	t := newToken(addresses, c.cfg.Secrets.Fingerprint(), expires)
+	t := newToken(addresses, port.Fingerprint(c.cfg.Secrets[0]), expires)
 	if err := c.records.CreateInvite(ctx, keyHash(t.Key), expires); err != nil {
 		return "", time.Time{}, err
 	}

@@ -153,7 +153,7 @@ func TestInvitesWorkOnce(t *testing.T) {
 		t.Fatalf("an expired invite: %v", err)
 	}
 	before := first.state.tries()
-	guess := newToken([]string{first.address}, h.secrets.Fingerprint(), time.Now().Add(time.Minute)).String()
+	guess := newToken([]string{first.address}, port.Fingerprint(h.secrets[0]), time.Now().Add(time.Minute)).String()
 	if err := b.use(guess); !errors.Is(err, ErrTokenUsed) {
 		t.Fatalf("a guess: %v", err)
 	}

@@ -65,21 +65,24 @@ func issue(id NodeID, secret []byte) (tls.Certificate, error) {
 
 // trust holds what makes a peer a member.
 type trust struct {
-	cert  tls.Certificate
-	roots *x509.CertPool
+	cert        tls.Certificate
+	roots       *x509.CertPool
+	authorities map[string]*x509.Certificate // by the fingerprints of their secrets
+	signs       string                       // the fingerprint of the secret that cert comes from
 }
 
 func newTrust(id NodeID, secrets Secrets) (*trust, error) {
 	if len(secrets) == 0 {
 		return nil, errors.New("there is no cluster secret")
 	}
-	t := &trust{roots: x509.NewCertPool()}
+	t := &trust{roots: x509.NewCertPool(), authorities: make(map[string]*x509.Certificate), signs: Fingerprint(secrets[0])}
 	for _, s := range secrets {
 		ca, _, err := authority(s)
 		if err != nil {
 			return nil, err
 		}
 		t.roots.AddCert(ca)
+		t.authorities[Fingerprint(s)] = ca
 	}
 	var err error
 	t.cert, err = issue(id, secrets[0])
@@ -101,6 +104,24 @@ func (t *trust) verify(usage x509.ExtKeyUsage) func(tls.ConnectionState) error {
 		}
 		return nil
 	}
+}
+
+// signer is the fingerprint of the secret that a verified peer's certificate comes from; "" for a guest, who shows none.
+func (t *trust) signer(s tls.ConnectionState) string {
+	if len(s.PeerCertificates) == 0 {
+		return ""
+	}
+	for fingerprint, ca := range t.authorities {
+		if s.PeerCertificates[0].CheckSignatureFrom(ca) == nil {
+			return fingerprint
+		}
+	}
+	return ""
+}
+
+// knows tells whether a connection that was made under a secret may go on.
+func (t *trust) knows(fingerprint string) bool {
+	return fingerprint == "" || t.authorities[fingerprint] != nil
 }
 
 func (t *trust) server() *tls.Config {

@@ -9,24 +9,36 @@ import (
 // tracked is a connection that the port can break.
 type tracked struct {
 	*tls.Conn
-	raw  net.Conn
-	port *Port
+	raw   net.Conn
+	port  *Port
+	id    NodeID
+	proto string
+	// under are the fingerprints of the secrets that both sides' certificates come from.
+	under [2]string
 }
 
-func (p *Port) track(c *tls.Conn, id NodeID) net.Conn {
+// track keeps a connection whose handshake was made with t, unless its secrets have been dropped since.
+func (p *Port) track(c *tls.Conn, id NodeID, t *trust) net.Conn {
+	state := c.ConnectionState()
 	if id == "" {
-		id = nameOf(c.ConnectionState())
+		id = nameOf(state)
 	}
-	t := &tracked{Conn: c, raw: c.NetConn(), port: p}
+	k := &tracked{
+		Conn: c, raw: c.NetConn(), port: p, id: id, proto: state.NegotiatedProtocol, under: [2]string{t.signs, t.signer(state)},
+	}
 	p.mu.Lock()
-	p.conns[t] = id
+	p.conns[k] = struct{}{}
+	known := p.trust.knows(k.under[0]) && p.trust.knows(k.under[1])
 	p.mu.Unlock()
 	select {
 	case <-p.closing:
-		_ = t.Close()
+		known = false
 	default:
 	}
-	return t
+	if !known {
+		_ = k.Close()
+	}
+	return k
 }
 
 // Close breaks the connection at once: a TLS goodbye could wait for a peer that is gone.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -72,7 +71,6 @@ type Config struct {
 // Port listens on one number of TCP and UDP. Safe for concurrent use.
 type Port struct {
 	cfg     Config
-	trust   *trust
 	tcp     net.Listener
 	udp     net.PacketConn
 	lanes   map[string]*lane
@@ -81,7 +79,8 @@ type Port struct {
 	refused *strangers
 
 	mu      sync.Mutex
-	conns   map[net.Conn]NodeID
+	trust   *trust
+	conns   map[*tracked]struct{}
 	shaking []net.Conn // whose handshake is under way, the oldest first
 }
 
@@ -92,7 +91,7 @@ func New(cfg Config) (*Port, error) {
 		return nil, err
 	}
 	p := &Port{
-		cfg: cfg, trust: t, lanes: make(map[string]*lane), closing: make(chan struct{}), conns: make(map[net.Conn]NodeID),
+		cfg: cfg, trust: t, lanes: make(map[string]*lane), closing: make(chan struct{}), conns: make(map[*tracked]struct{}),
 		refused: &strangers{now: time.Now},
 	}
 	if p.tcp, p.udp, err = bind(cfg.Network, cfg.Listen); err != nil {
@@ -193,7 +192,8 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	c := tls.Server(raw, p.trust.server())
+	t := p.trusted()
+	c := tls.Server(raw, t.server())
 	err := c.HandshakeContext(ctx)
 	p.greeted(raw)
 	if !stop() || err != nil {
@@ -215,7 +215,7 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 			return
 		}
 	}
-	l.offer(p.track(c, id))
+	l.offer(p.track(c, id, t))
 }
 
 // refuse tells of each stranger once: by the ID where a certificate proves it, by the machine otherwise.
@@ -237,12 +237,13 @@ func (p *Port) Dial(ctx context.Context, proto string, id NodeID, address string
 	if err != nil {
 		return nil, err
 	}
-	c := tls.Client(raw, p.trust.client(proto, id))
+	t := p.trusted()
+	c := tls.Client(raw, t.client(proto, id))
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("shake hands with %s: %w", address, err)
 	}
-	return p.track(c, id), nil
+	return p.track(c, id, t), nil
 }
 
 // DialJoin reaches the cluster that the fingerprint names, as a stranger with an invite.
@@ -261,15 +262,59 @@ func DialJoin(ctx context.Context, n Network, address, fingerprint string) (net.
 
 // Drop breaks every connection with a node.
 func (p *Port) Drop(id NodeID) {
+	p.cut(func(c *tracked) bool { return c.id == id })
+}
+
+func (p *Port) trusted() *trust {
 	p.mu.Lock()
-	var drop []net.Conn
-	for c, peer := range p.conns {
-		if peer == id {
-			drop = append(drop, c)
+	defer p.mu.Unlock()
+	return p.trust
+}
+
+// Swap puts other secrets in force for every handshake from now on. Connections made under a secret that isn't among them
+// are broken.
+func (p *Port) Swap(secrets Secrets) error {
+	t, err := newTrust(p.cfg.ID, secrets)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.trust = t
+	p.mu.Unlock()
+	p.cut(func(c *tracked) bool { return !t.knows(c.under[0]) || !t.knows(c.under[1]) })
+	return nil
+}
+
+// Renew breaks the connections of a protocol that were made under another secret than the first, so that they are made
+// anew under that.
+func (p *Port) Renew(proto string) {
+	first := p.trusted().signs
+	p.cut(func(c *tracked) bool { return c.proto == proto && c.under != [2]string{first, first} })
+}
+
+// Under counts the open connections that were made under a secret.
+func (p *Port) Under(fingerprint string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for c := range p.conns {
+		if slices.Contains(c.under[:], fingerprint) {
+			n++
+		}
+	}
+	return n
+}
+
+func (p *Port) cut(which func(*tracked) bool) {
+	p.mu.Lock()
+	var cut []*tracked
+	for c := range p.conns {
+		if which(c) {
+			cut = append(cut, c)
 		}
 	}
 	p.mu.Unlock()
-	for _, c := range drop {
+	for _, c := range cut {
 		_ = c.Close()
 	}
 }
@@ -280,7 +325,10 @@ func (p *Port) Close() {
 	_ = p.tcp.Close()
 	_ = p.udp.Close()
 	p.mu.Lock()
-	open := slices.AppendSeq(slices.Clone(p.shaking), maps.Keys(p.conns))
+	open := slices.Clone(p.shaking)
+	for c := range p.conns {
+		open = append(open, c)
+	}
 	p.mu.Unlock()
 	for _, c := range open {
 		_ = c.Close()

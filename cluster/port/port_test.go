@@ -156,7 +156,7 @@ func TestEachStrangerIsLoggedOnce(t *testing.T) {
 func TestJoinIsPinned(t *testing.T) {
 	secrets := Secrets{NewSecret(), NewSecret()}
 	p, _ := start(t, "a", secrets, nil)
-	c, err := DialJoin(t.Context(), System(), p.Addr(), secrets.Fingerprint())
+	c, err := DialJoin(t.Context(), System(), p.Addr(), Fingerprint(secrets[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestJoinIsPinned(t *testing.T) {
 		t.Error("a guest has an ID")
 	}
 	_ = c.Close()
-	if _, err := DialJoin(t.Context(), System(), p.Addr(), Secrets{NewSecret()}.Fingerprint()); err == nil {
+	if _, err := DialJoin(t.Context(), System(), p.Addr(), Fingerprint(NewSecret())); err == nil {
 		t.Error("another cluster was taken for ours")
 	}
 }
@@ -181,6 +181,77 @@ func TestSecretRotates(t *testing.T) {
 		if _, err := pair[0].Dial(t.Context(), ProtoPeer, "", pair[1].Addr()); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Secrets change while the port runs: connections live as long as their secret is known, then they are broken on both sides,
+// and nobody comes in with it any more.
+func TestSecretsAreSwapped(t *testing.T) {
+	before, after := NewSecret(), NewSecret()
+	a, _ := start(t, "a", Secrets{before}, nil)
+	b, _ := start(t, "b", Secrets{before}, nil)
+	late, _ := start(t, "late", Secrets{before}, nil)
+	meet := func(proto string) (out, in net.Conn) {
+		t.Helper()
+		out, err := a.Dial(t.Context(), proto, "b", b.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if in, err = b.Listener(proto).Accept(); err != nil {
+			t.Fatal(err)
+		}
+		return out, in
+	}
+	lives := func(out, in net.Conn) bool {
+		t.Helper()
+		if _, err := out.Write([]byte("x")); err != nil {
+			return false
+		}
+		_, err := io.ReadFull(in, make([]byte, 1))
+		return err == nil
+	}
+	swap := func(p running, s Secrets) {
+		t.Helper()
+		if err := p.Swap(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, in := meet(ProtoPeer)
+	raftOut, raftIn := meet(ProtoRaft)
+	for _, s := range []Secrets{{before, after}, {after, before}} {
+		swap(a, s)
+		swap(b, s)
+		if !lives(out, in) || !lives(raftOut, raftIn) {
+			t.Fatal("a connection ended before its secret")
+		}
+	}
+	a.Renew(ProtoRaft)
+	if lives(raftOut, raftIn) || !lives(out, in) {
+		t.Error("the connections of one protocol are to be renewed, and no others")
+	}
+	old := Fingerprint(before)
+	if a.Under(old) != 1 {
+		t.Errorf("%d connections are under the old secret", a.Under(old))
+	}
+	swap(a, Secrets{after})
+	if lives(out, in) || a.Under(old) != 0 {
+		t.Error("a connection outlives its secret")
+	}
+	fresh, freshIn := meet(ProtoPeer) // b still knows both
+	swap(b, Secrets{after})
+	if !lives(fresh, freshIn) {
+		t.Error("a connection under the new secret ended with the old one")
+	}
+	if c, err := late.Dial(t.Context(), ProtoPeer, "b", b.Addr()); err == nil {
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("the old secret still opens the port")
+		}
+	}
+	if _, err := b.Dial(t.Context(), ProtoPeer, "late", late.Addr()); !errors.Is(err, ErrOtherSecret) {
+		t.Errorf("b trusts who has the old secret alone: %v", err)
+	}
+	if err := a.Swap(nil); err == nil {
+		t.Error("a port without a secret")
 	}
 }
 
@@ -233,6 +304,29 @@ func TestSecretsFile(t *testing.T) {
 	got, err := LoadSecrets(path)
 	if err != nil || len(got) != 2 || !bytes.Equal(got[1], secrets[1]) {
 		t.Errorf("%v, %v", got, err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := errors.Join(os.Chmod(path, 0o640), os.Symlink(path, link)); err != nil {
+		t.Fatal(err)
+	}
+	if err := SaveSecrets(link, secrets[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode().Type() != os.ModeSymlink {
+		t.Errorf("the link became %v, %v", info.Mode(), err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("who may read the file changed: %v, %v", info.Mode(), err)
+	}
+	if got, err := LoadSecrets(path); err != nil || len(got) != 1 {
+		t.Errorf("%v, %v", got, err)
+	}
+	prints := secrets.Fingerprints()
+	if found, ok := secrets.Find(prints[1]); !ok || !bytes.Equal(found, secrets[1]) {
+		t.Error("a secret isn't found by its fingerprint")
+	}
+	if _, ok := secrets.Find("other"); ok {
+		t.Error("a secret that isn't there is found")
 	}
 	for _, bad := range []string{"", "# nothing\n", "not base64!\n", "c2hvcnQ=\n"} {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {

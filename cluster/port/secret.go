@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 const secretSize = 32
@@ -52,8 +53,12 @@ func LoadSecrets(path string) (Secrets, error) {
 	return out, nil
 }
 
-// SaveSecrets writes the file for its owner alone, whole or not at all.
+// SaveSecrets writes the file, whole or not at all: a new one for its owner alone, an old one for whom it was before. It is
+// on the disk when this returns.
 func SaveSecrets(path string, secrets Secrets) error {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // a link stays one
+	}
 	var b bytes.Buffer
 	for _, s := range secrets {
 		fmt.Fprintln(&b, base64.StdEncoding.EncodeToString(s))
@@ -63,13 +68,33 @@ func SaveSecrets(path string, secrets Secrets) error {
 		return err
 	}
 	_, err = f.Write(b.Bytes())
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+	if err = errors.Join(err, likeBefore(f, path), f.Sync(), f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
+		return err
 	}
-	return err
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// likeBefore gives f the mode of the file that it replaces, and its owner and group where that is allowed.
+func likeBefore(f *os.File, path string) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if was, ok := info.Sys().(*syscall.Stat_t); ok {
+		_ = f.Chown(int(was.Uid), int(was.Gid)) // only root may give files away
+	}
+	return f.Chmod(info.Mode().Perm())
 }
 
 // derive makes a key for one purpose. The salt is fixed: the secret is already uniform.
@@ -103,11 +128,36 @@ func (s Secrets) TokenSeeds() [][]byte {
 	return out
 }
 
-// AuthoritySeed is what the CA comes from that signs the certificates which clients see.
-func (s Secrets) AuthoritySeed() []byte { return derive(s[0], "client certificate authority") }
+// AuthoritySeeds are what the CAs come from that sign the certificates which clients see, the one in use first.
+func (s Secrets) AuthoritySeeds() [][]byte {
+	var out [][]byte
+	for _, secret := range s {
+		out = append(out, derive(secret, "client certificate authority"))
+	}
+	return out
+}
 
-// Fingerprint names the first secret's certificate authority. It is public.
-func (s Secrets) Fingerprint() string {
-	sum := sha256.Sum256(caKey(s[0]).Public().(ed25519.PublicKey))
+// Fingerprint names a secret by its certificate authority. It is public, and nobody finds another secret that has it.
+func Fingerprint(secret []byte) string {
+	sum := sha256.Sum256(caKey(secret).Public().(ed25519.PublicKey))
 	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// Fingerprints names all secrets, in their order.
+func (s Secrets) Fingerprints() []string {
+	out := make([]string, 0, len(s))
+	for _, secret := range s {
+		out = append(out, Fingerprint(secret))
+	}
+	return out
+}
+
+// Find gives the secret of a fingerprint.
+func (s Secrets) Find(fingerprint string) ([]byte, bool) {
+	for _, secret := range s {
+		if Fingerprint(secret) == fingerprint {
+			return secret, true
+		}
+	}
+	return nil, false
 }

@@ -84,7 +84,7 @@ func (i *instance) build(n *Node) error {
 	guard.blobs = i.blobs
 	keys, err := auth.NewKeys(secrets.TokenSeeds())
 	if err == nil {
-		err = n.authority.store(secrets.AuthoritySeed())
+		err = n.authority.store(secrets.AuthoritySeeds()[0])
 	}
 	if err != nil {
 		return fmt.Errorf("make the keys for clients: %w", err)
