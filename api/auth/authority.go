@@ -34,10 +34,32 @@ var (
 type Authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
+	// crossed are certificates of the same key by the CAs before it, for clients that trust only those.
+	crossed [][]byte
 }
 
-// NewAuthority derives the CA from 32 uniform bytes.
-func NewAuthority(seed []byte) (*Authority, error) {
+// NewAuthority derives the CA from 32 uniform bytes. older are the seeds of the CAs that clients trusted before and that
+// vouch for this one, as long as the cluster holds their secrets.
+func NewAuthority(seed []byte, older ...[]byte) (*Authority, error) {
+	a, err := newRoot(seed)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range older {
+		before, err := newRoot(s)
+		if err != nil {
+			return nil, err
+		}
+		crossed, err := before.vouch(a)
+		if err != nil {
+			return nil, err
+		}
+		a.crossed = append(a.crossed, crossed)
+	}
+	return a, nil
+}
+
+func newRoot(seed []byte) (*Authority, error) {
 	if len(seed) != 32 {
 		return nil, fmt.Errorf("a certificate authority's seed has %d bytes, not 32", len(seed))
 	}
@@ -45,18 +67,48 @@ func NewAuthority(seed []byte) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Pier registry CA"}, NotBefore: authorityBegins,
-		NotAfter: authorityEnds, IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	template := authorityTemplate(&key.PublicKey)
+	template.SerialNumber, template.MaxPathLen = big.NewInt(1), 1 // the certificate of the CA after this one
+	a := &Authority{key: key}
+	a.cert, err = sign(template, template, &key.PublicKey, key)
+	return a, err
+}
+
+// vouch makes the certificate with which whoever trusts a trusts next.
+func (a *Authority) vouch(next *Authority) ([]byte, error) {
+	template := authorityTemplate(&next.key.PublicKey)
+	id := keyID(&next.key.PublicKey)
+	template.SerialNumber, template.MaxPathLenZero = new(big.Int).SetBytes(id[:16]), true
+	cert, err := sign(template, a.cert, &next.key.PublicKey, a.key)
+	if err != nil {
+		return nil, err
 	}
-	// Without a random source ECDSA signs by RFC 6979, the same bytes each time.
-	der, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+	return cert.Raw, nil
+}
+
+// authorityTemplate has the name of the key in the CA's own: clients tell CAs apart by their names.
+func authorityTemplate(key *ecdsa.PublicKey) *x509.Certificate {
+	id := keyID(key)
+	return &x509.Certificate{
+		Subject: pkix.Name{CommonName: "Pier registry CA " + hex.EncodeToString(id[:4])}, NotBefore: authorityBegins, NotAfter: authorityEnds,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: id[:20],
+	}
+}
+
+func keyID(key *ecdsa.PublicKey) [sha256.Size]byte {
+	raw, _ := key.Bytes() // fails only for other curves than P-256
+	sum := sha256.Sum256(raw)
+	sum[0] &= 0x7f // it is a serial number too, which are not negative
+	return sum
+}
+
+// sign makes the same certificate each time: without a random source ECDSA signs by RFC 6979.
+func sign(template, parent *x509.Certificate, public *ecdsa.PublicKey, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(nil, template, parent, public, key)
 	if err != nil {
 		return nil, fmt.Errorf("make the certificate authority: %w", err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	return &Authority{cert: cert, key: key}, err
+	return x509.ParseCertificate(der)
 }
 
 // authorityKey takes the first hash of the seed that is a key: all but one in 2^32 are.
@@ -113,5 +165,7 @@ func (a *Authority) Issue(hosts []string, now time.Time) (*tls.Certificate, erro
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	// The CA itself comes last: that is where `pier trust` looks for what to trust from now on.
+	chain := append(append([][]byte{der}, a.crossed...), a.cert.Raw)
+	return &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}, nil
 }

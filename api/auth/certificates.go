@@ -21,6 +21,7 @@ type Certificates struct {
 	load   func(now time.Time) (*tls.Certificate, error) // a nil certificate means that there is nothing new
 	now    func() time.Time
 	logger *slog.Logger
+	busy   sync.Mutex // one load at a time
 
 	mu      sync.Mutex
 	current *tls.Certificate
@@ -120,7 +121,12 @@ func (c *Certificates) Run(ctx context.Context) error {
 	}
 }
 
+// Refresh looks for a new certificate now: when it is known that there is one, nobody should still see the old.
+func (c *Certificates) Refresh() { c.refresh() }
+
 func (c *Certificates) refresh() {
+	c.busy.Lock()
+	defer c.busy.Unlock()
 	next, err := c.load(c.now())
 	c.mu.Lock()
 	defer c.mu.Unlock()

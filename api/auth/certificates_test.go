@@ -77,6 +77,44 @@ func TestAuthorityIsTheSameEverywhere(t *testing.T) {
 	}
 }
 
+// While the CA before is kept, clients that know only that one, and those that know only the new one, both come in; a third
+// CA vouches for nobody, and without the old one's word its clients are left out.
+func TestAuthorityIsFollowedByAnother(t *testing.T) {
+	old, older := authority(t, 1), authority(t, 2)
+	next, err := NewAuthority(seed(3), seed(1), seed(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	twin, err := NewAuthority(seed(3), seed(1), seed(2))
+	if err != nil || !bytes.Equal(bytes.Join(next.crossed, nil), bytes.Join(twin.crossed, nil)) {
+		t.Errorf("two nodes cross-sign differently: %v", err)
+	}
+	if !bytes.Equal(next.PEM(), authority(t, 3).PEM()) {
+		t.Error("the CA depends on those before it")
+	}
+	c, err := FromAuthority(func() (*Authority, error) { return next, nil }, func() []string { return []string{"a.lan"} }, time.Now, silent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, a := range map[string]*Authority{"old": old, "older": older, "new": next} {
+		if _, err := dial(t, c, a, "a.lan"); err != nil {
+			t.Errorf("a client that trusts the %s CA alone: %v", name, err)
+		}
+	}
+	if _, err := dial(t, c, authority(t, 4), "a.lan"); err == nil {
+		t.Error("a CA that never was vouches for the certificate")
+	}
+	last := c.current.Certificate[len(c.current.Certificate)-1]
+	if !bytes.Equal(last, next.cert.Raw) {
+		t.Error("the chain doesn't end with the CA that is to be trusted from now on")
+	}
+	next = authority(t, 3)
+	c.Refresh()
+	if _, err := dial(t, c, old, "a.lan"); err == nil {
+		t.Error("the old CA is still good after its end")
+	}
+}
+
 func TestCertificateIsRenewed(t *testing.T) {
 	at := &clock{at: time.Now()}
 	hosts, by := []string{"a.lan"}, authority(t, 1)
