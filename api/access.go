@@ -78,24 +78,31 @@ func newAccess(cfg Access, state *fsm.State) *access {
 	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now)}
 }
 
-// directory is who there is, as this node's state has it. It is made anew when the state says that something changed.
+// directory is who there is, as this node's state has it.
 func (x *access) directory() (*auth.Directory, error) {
+	d, _, err := x.versioned()
+	return d, err
+}
+
+// versioned is the directory with the version of the state that it is of. It is made anew when the state says that something
+// changed.
+func (x *access) versioned() (*auth.Directory, uint64, error) {
 	version, err := x.state.AccessVersion()
 	if err != nil {
-		return nil, fmt.Errorf("read who has access: %w", err)
+		return nil, 0, fmt.Errorf("read who has access: %w", err)
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.current != nil && x.version == version {
-		return x.current, nil
+		return x.current, version, nil
 	}
 	a, err := x.state.Access()
 	if err != nil {
-		return nil, fmt.Errorf("read who has access: %w", err)
+		return nil, 0, fmt.Errorf("read who has access: %w", err)
 	}
 	a.On = a.On || x.cfg.Closed && !a.Decided
 	x.version, x.current = a.Version, directoryOf(a)
-	return x.current, nil
+	return x.current, x.version, nil
 }
 
 func directoryOf(a fsm.Access) *auth.Directory {
@@ -201,17 +208,17 @@ func explainLogin(err error) error {
 // admit decides whether a request for an endpoint may go on. It comes before anything of the body is read.
 func (a *API) admit(r *http.Request, n need, rt route) error {
 	x := exchangeOf(r.Context())
-	d, err := a.access.directory()
+	d, version, err := a.access.versioned()
 	if err != nil || x.caller.Kind == auth.KindOperator {
 		return err
 	}
 	if err := a.decide(r, d, n, rt); err != nil {
 		return err
 	}
-	x.by, x.may = d, func(d *auth.Directory, c auth.Caller) bool {
+	x.letIn(d, version, func(d *auth.Directory, c auth.Caller) bool {
 		_, ok := d.Decide(c, n.right(), string(rt.repo))
 		return ok || n.right() == 0
-	}
+	})
 	return nil
 }
 
@@ -243,7 +250,7 @@ func (a *API) stillMay(ctx context.Context) error {
 	if x.by == nil {
 		return nil
 	}
-	d, err := a.access.directory()
+	d, version, err := a.access.versioned()
 	if err != nil || d == x.by {
 		return err
 	}
@@ -251,41 +258,12 @@ func (a *API) stillMay(ctx context.Context) error {
 	if !ok || !x.may(d, c) {
 		return errLogin
 	}
-	x.caller, x.by = c, d
+	x.caller = c
+	x.letIn(d, version, x.may)
 	return nil
 }
 
 var errLogin error = refuse(http.StatusUnauthorized, codeUnauthorized, "this needs a login: docker login, or a token for it")
-
-// settleWait is how long a change waits for a node that starts.
-const settleWait = 10 * time.Second
-
-// settled comes before a change of the cluster: a node that is new or comes back hasn't heard yet what was decided meanwhile
-// about who may do what, and what it proposes is done by all.
-func (a *API) settled(ctx context.Context) error {
-	if exchangeOf(ctx).by == nil || a.cfg.Ready(false) == nil {
-		return nil
-	}
-	deadline := time.Now().Add(settleWait)
-	for {
-		err := a.catchUp(ctx)
-		ready := a.cfg.Ready(false)
-		if !errors.Is(err, ErrUnavailable) || ready != nil && !errors.Is(ready, ErrStarting) || time.Now().After(deadline) {
-			return err
-		}
-		if err := pause(ctx, relayPause); err != nil {
-			return err
-		}
-	}
-}
-
-// propose is for the registry's endpoints: what a caller asked for.
-func (a *API) propose(ctx context.Context, cmd fsm.Command) (fsm.Answer, error) {
-	if err := a.settled(ctx); err != nil {
-		return nil, err
-	}
-	return a.log.Propose(ctx, cmd)
-}
 
 // turnAway answers a caller who has no right. Who could get it with another token is told to ask for one; who is logged in
 // and may not is told so; anybody else may try to log in. None of it depends on whether the repository exists.
@@ -406,10 +384,24 @@ func (a *API) mayMount(r *http.Request, from fsm.Repo) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	c := exchangeOf(r.Context()).caller
+	return mayMount(d, exchangeOf(r.Context()).caller, from), nil
+}
+
+func mayMount(d *auth.Directory, c auth.Caller, from fsm.Repo) bool {
 	if from == "" {
-		return d.Everywhere(c, auth.Pull), nil
+		return d.Everywhere(c, auth.Pull)
 	}
 	_, ok := d.Decide(c, auth.Pull, string(from))
-	return ok, nil
+	return ok
+}
+
+// alsoMount makes the right on a mount's source a part of what is decided again, until restore.
+func (a *API) alsoMount(ctx context.Context, from fsm.Repo) (restore func()) {
+	x := exchangeOf(ctx)
+	may := x.may
+	if may == nil {
+		return func() {}
+	}
+	x.may = func(d *auth.Directory, c auth.Caller) bool { return may(d, c) && mayMount(d, c, from) }
+	return func() { x.may = may }
 }

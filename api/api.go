@@ -279,12 +279,17 @@ func (a *API) serveRegistry(w http.ResponseWriter, r *http.Request, path string,
 	default:
 		x.route = rt.kind.String()
 	}
-	x.relayed = relayed
+	if x.relayed = relayed; relayed {
+		x.letInElsewhere(r)
+	}
 	if err == nil {
 		x.rt, x.named = rt, true
 		err = a.dispatch(w, r, rt, relayed)
 	} else if errors.Is(err, fsm.ErrTagInvalid) && r.Method != http.MethodPut {
 		err = fsm.ErrManifestUnknown // a tag that can't be isn't there
+	}
+	if relayed && errors.Is(err, fsm.ErrAccessChanged) {
+		w.Header().Set(headerAccess, "changed")
 	}
 	if err != nil {
 		a.fail(w, r, err)

@@ -40,14 +40,19 @@ func (a *API) controlRoutes(r chi.Router) {
 	r.Get("/access", a.control(true, a.getAccess))
 	r.Get("/audit", a.control(true, a.getAudit))
 	for path, serve := range map[string]http.HandlerFunc{
-		"/cluster/invite": order(a, func(r *http.Request, in client.InviteRequest) (any, error) { return a.cluster.Invite(r.Context(), in) }),
-		"/cluster/join":   order(a, func(r *http.Request, in client.JoinRequest) (any, error) { return a.cluster.Join(r.Context(), in) }),
-		"/cluster/leave":  a.control(true, func(r *http.Request) (any, error) { return struct{}{}, a.cluster.Leave(r.Context()) }),
-		"/cluster/remove": order(a, func(r *http.Request, in client.RemoveRequest) (any, error) {
-			return struct{}{}, a.cluster.Remove(r.Context(), in)
+		"/cluster/invite": clusterOrder(a, func(ctx context.Context, in client.InviteRequest) (any, error) { return a.cluster.Invite(ctx, in) }),
+		"/cluster/join":   clusterOrder(a, func(ctx context.Context, in client.JoinRequest) (any, error) { return a.cluster.Join(ctx, in) }),
+		"/cluster/leave": a.control(true, func(r *http.Request) (any, error) {
+			if err := a.fresh(r.Context()); err != nil {
+				return nil, err
+			}
+			return struct{}{}, a.cluster.Leave(r.Context())
 		}),
-		"/cluster/transfer": order(a, func(r *http.Request, in client.TransferRequest) (any, error) {
-			return struct{}{}, a.cluster.Transfer(r.Context(), in)
+		"/cluster/remove": clusterOrder(a, func(ctx context.Context, in client.RemoveRequest) (any, error) {
+			return struct{}{}, a.cluster.Remove(ctx, in)
+		}),
+		"/cluster/transfer": clusterOrder(a, func(ctx context.Context, in client.TransferRequest) (any, error) {
+			return struct{}{}, a.cluster.Transfer(ctx, in)
 		}),
 		"/access/user/add": order(a, a.addUser), "/access/change": order(a, a.changePrincipal), "/access/remove": order(a, a.removePrincipal),
 		"/access/robot/add": order(a, a.addRobot), "/access/robot/rotate": order(a, a.rotateRobot),
@@ -82,11 +87,21 @@ func order[T any](a *API, do func(r *http.Request, in T) (any, error)) http.Hand
 	})
 }
 
+// clusterOrder is an order to the cluster itself.
+func clusterOrder[T any](a *API, do func(ctx context.Context, in T) (any, error)) http.HandlerFunc {
+	return order(a, func(r *http.Request, in T) (any, error) {
+		if err := a.fresh(r.Context()); err != nil {
+			return nil, err
+		}
+		return do(r.Context(), in)
+	})
+}
+
 // admitControl lets the operator do all, and over the network whoever administers the cluster. While the registry is open
 // nobody can log in, so only what needs no administrator works there.
 func (a *API) admitControl(r *http.Request, admin bool) error {
 	x := exchangeOf(r.Context())
-	d, err := a.access.directory()
+	d, version, err := a.access.versioned()
 	if err != nil || x.caller.Kind == auth.KindOperator {
 		return err
 	}
@@ -101,7 +116,7 @@ func (a *API) admitControl(r *http.Request, admin bool) error {
 	}
 	switch {
 	case d.Administers(x.caller):
-		x.by, x.may = d, (*auth.Directory).Administers
+		x.letIn(d, version, (*auth.Directory).Administers)
 		return nil
 	case x.caller.Kind == auth.KindAnonymous:
 		return errLogin

@@ -122,6 +122,7 @@ var sentinels = []struct {
 	{fsm.ErrDocumentExists, problem{status: 409, code: codeConflict, message: "the name is taken"}},
 	{fsm.ErrDocumentChanged, problem{status: 409, code: codeConflict, message: "somebody else has changed this at the same time; look at it and try again"}},
 	{fsm.ErrDocumentTooBig, problem{status: 413, code: codeUnsupported, message: "this has more than 256 KiB, which is the limit"}},
+	{fsm.ErrAccessChanged, problem{status: 503, code: codeUnavailable, message: "who may do what changes all the time; try again", retry: defaultRetry}},
 	{fsm.ErrLevel, problem{status: 503, code: codeUnavailable, message: "a node of the cluster is too old for this; upgrade all nodes", retry: 30 * time.Second}},
 	{fsm.ErrHalted, problem{status: 503, code: codeUnavailable, message: "this node has stopped taking changes; its log says why; use another node", retry: 30 * time.Second}},
 	{fsm.ErrStale, problem{status: 503, code: codeUnavailable, message: "the change took too long and was given up; try again", retry: defaultRetry}},

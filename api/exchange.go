@@ -24,6 +24,8 @@ type exchange struct {
 	caller  auth.Caller
 	by      *auth.Directory // what let it in, since it may do
 	may     func(d *auth.Directory, c auth.Caller) bool
+	version uint64 // of the state that let it in, here or at the node that relays it
+	decided bool   // there is such a version: it is not the operator
 	rt      route  // of the registry's endpoints, once it is known
 	named   bool   // it is known
 	target  string // of a control call: whom or what it changes
@@ -69,6 +71,11 @@ func (x *exchange) implicit() {
 	if x.status == 0 {
 		x.status = http.StatusOK
 	}
+}
+
+// letIn keeps by what a request was let in, for when it has to be decided again.
+func (x *exchange) letIn(d *auth.Directory, version uint64, may func(d *auth.Directory, c auth.Caller) bool) {
+	x.by, x.version, x.decided, x.may = d, version, true, may
 }
 
 type exchangeKey struct{}

@@ -64,7 +64,7 @@ func (a *API) addUser(r *http.Request, in client.UserRequest) (any, error) {
 	if err != nil {
 		return nil, invalid(err)
 	}
-	answer, err := a.log.Propose(r.Context(), fsm.PutPrincipal{Principal: fsm.Principal{Name: in.Name, Password: hash, Groups: in.Groups}})
+	answer, err := a.propose(r.Context(), fsm.PutPrincipal{Principal: fsm.Principal{Name: in.Name, Password: hash, Groups: in.Groups}})
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func (a *API) change(ctx context.Context, name string, edit func(*fsm.Principal)
 		if err := edit(&p); err != nil {
 			return invalid(err)
 		}
-		_, err := a.log.Propose(ctx, fsm.PutPrincipal{Principal: p, Was: was})
+		_, err := a.propose(ctx, fsm.PutPrincipal{Principal: p, Was: was})
 		return err
 	}
 	return fsm.ErrPrincipalUnknown
@@ -127,7 +127,7 @@ func (a *API) changePrincipal(r *http.Request, in client.PrincipalChange) (any, 
 }
 
 func (a *API) removePrincipal(r *http.Request, in client.NameRequest) (any, error) {
-	_, err := a.log.Propose(r.Context(), fsm.DeletePrincipal{Name: in.Name})
+	_, err := a.propose(r.Context(), fsm.DeletePrincipal{Name: in.Name})
 	return struct{}{}, err
 }
 
@@ -147,13 +147,8 @@ func (a *API) addRobot(r *http.Request, in client.RobotRequest) (any, error) {
 	if life > 0 {
 		robot.Expires = millis(a.access.cfg.Now().Add(life))
 	}
-	if _, err := a.log.Propose(r.Context(), fsm.PutPrincipal{Principal: robot}); err != nil {
+	if _, err := a.propose(r.Context(), fsm.AddPrincipal{Principal: robot, Grants: grants}); err != nil {
 		return nil, err
-	}
-	for _, g := range grants {
-		if _, err := a.log.Propose(r.Context(), fsm.PutGrant{Grant: g}); err != nil {
-			return nil, err
-		}
 	}
 	return client.RobotSecret{Name: in.Name, Secret: text, Expires: wireTime(robot.Expires)}, nil
 }
@@ -208,12 +203,12 @@ func (a *API) addGrant(r *http.Request, in client.Grant) (any, error) {
 	if err != nil {
 		return nil, invalid(err)
 	}
-	_, err = a.log.Propose(r.Context(), fsm.PutGrant{Grant: g})
+	_, err = a.propose(r.Context(), fsm.PutGrant{Grant: g})
 	return struct{}{}, err
 }
 
 func (a *API) revokeGrant(r *http.Request, in client.Grant) (any, error) {
-	_, err := a.log.Propose(r.Context(), fsm.DeleteGrant{Grant: fsm.Grant{Subject: in.Subject, Right: in.Right, Pattern: in.Pattern}})
+	_, err := a.propose(r.Context(), fsm.DeleteGrant{Grant: fsm.Grant{Subject: in.Subject, Right: in.Right, Pattern: in.Pattern}})
 	return struct{}{}, err
 }
 
@@ -252,7 +247,7 @@ func (a *API) explainAccess(_ *http.Request, in client.ExplainRequest) (any, err
 // setAccess opens the registry to everybody, or closes it again.
 func (a *API) setAccess(value string) func(r *http.Request) (any, error) {
 	return func(r *http.Request) (any, error) {
-		_, err := a.log.Propose(r.Context(), fsm.SetSetting{Key: fsm.SettingAccess, Value: value})
+		_, err := a.propose(r.Context(), fsm.SetSetting{Key: fsm.SettingAccess, Value: value})
 		return struct{}{}, err
 	}
 }

@@ -36,11 +36,19 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, rt route) error {
 	if a.cfg.Relay == nil || !a.isMember(r.Context(), rt.owner) {
 		return blobsync.ErrUploadUnknown
 	}
-	deadline := time.Now().Add(a.cfg.RelayWait)
+	began := time.Now()
+	deadline := began.Add(a.cfg.RelayWait)
 	for {
 		spent, err := a.relayOnce(w, r, rt)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, fsm.ErrAccessChanged) && time.Since(began) < settleWait {
+			if err := a.catchUp(r.Context()); err != nil {
+				return err
+			}
+			r = withoutBody(r) // the owner has it
+			continue
 		}
 		var owner *ownerError
 		if !errors.As(err, &owner) {
@@ -58,6 +66,16 @@ func (a *API) relay(w http.ResponseWriter, r *http.Request, rt route) error {
 			return err
 		}
 	}
+}
+
+// withoutBody is a final PUT that comes again: what it had for the upload is there already.
+func withoutBody(r *http.Request) *http.Request {
+	r = r.Clone(r.Context())
+	r.Body, r.ContentLength = http.NoBody, 0
+	for _, name := range []string{"Content-Length", "Content-Range", "Content-Type"} {
+		r.Header.Del(name)
+	}
+	return r
 }
 
 // ownerError is a failure between this node and the owner, before an answer began.
@@ -132,6 +150,10 @@ func (a *API) relayOnce(w http.ResponseWriter, r *http.Request, rt route) (spent
 	}
 	defer func() { _ = resp.Body.Close() }()
 	watch.Reset(relayAnswer)
+	if resp.Header.Get(headerAccess) != "" {
+		body.stop(w)
+		return true, fsm.ErrAccessChanged
+	}
 	return true, a.copyAnswer(w, resp, body)
 }
 
@@ -144,6 +166,7 @@ func (a *API) relayRequest(ctx context.Context, r *http.Request, rt route, body 
 	for _, name := range hopHeaders {
 		out.Header.Del(name)
 	}
+	exchangeOf(r.Context()).tellVersion(out.Header)
 	out.Header.Del("Authorization") // it was decided here; no other node needs to see a password
 	out.Body = body
 	if r.ContentLength == 0 {

@@ -70,6 +70,17 @@ func (a *API) mount(w http.ResponseWriter, r *http.Request, rt route, query url.
 	if ok, err := a.mayMount(r, from); !ok {
 		return false, err
 	}
+	restore := a.alsoMount(r.Context(), from)
+	defer restore()
+	mounted, err := a.mountFrom(w, r, rt, from, d)
+	if errors.Is(err, errLogin) { // a right is gone meanwhile, maybe only the one on the source
+		restore()
+		err = a.stillMay(r.Context())
+	}
+	return mounted, err
+}
+
+func (a *API) mountFrom(w http.ResponseWriter, r *http.Request, rt route, from fsm.Repo, d digest.Digest) (bool, error) {
 	b, err := a.findMount(r.Context(), from, d)
 	if errors.Is(err, fsm.ErrBlobUnknown) || errors.Is(err, ErrUnavailable) {
 		return false, nil

@@ -109,25 +109,29 @@ func heap() float64 {
 }
 
 func BenchmarkApply(b *testing.B) {
+	plain := func(c Command) Command { return c }
 	for _, size := range []int{1, 64, 256} {
-		b.Run(fmt.Sprintf("batch-%d", size), func(b *testing.B) {
-			s := open(b, filepath.Join(b.TempDir(), "s"))
-			configure(s)
-			index, n := uint64(1), 0
-			for b.Loop() {
-				logs := make([]*raft.Log, size)
-				for i := range logs {
-					index++
-					n++
-					data, err := Encode(Identity{Node: "n", Epoch: 1, Seq: index, Done: index - 2}, LinkBlob{Repo: "a", Digest: blobDigest(n), Size: 1})
-					if err != nil {
-						b.Fatal(err)
-					}
-					logs[i] = &raft.Log{Index: index, Term: 1, Type: raft.LogCommand, Data: data}
-				}
-				s.ApplyBatch(logs)
-			}
-			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "commands/s")
-		})
+		b.Run(fmt.Sprintf("batch-%d", size), func(b *testing.B) { benchmarkApply(b, size, plain) })
 	}
+	b.Run("admitted-256", func(b *testing.B) { benchmarkApply(b, 256, func(c Command) Command { return Admitted{Command: c} }) })
+}
+
+func benchmarkApply(b *testing.B, size int, as func(Command) Command) {
+	s := open(b, filepath.Join(b.TempDir(), "s"))
+	configure(s)
+	index, n := uint64(1), 0
+	for b.Loop() {
+		logs := make([]*raft.Log, size)
+		for i := range logs {
+			index++
+			n++
+			data, err := Encode(Identity{Node: "n", Epoch: 1, Seq: index, Done: index - 2}, as(LinkBlob{Repo: "a", Digest: blobDigest(n), Size: 1}))
+			if err != nil {
+				b.Fatal(err)
+			}
+			logs[i] = &raft.Log{Index: index, Term: 1, Type: raft.LogCommand, Data: data}
+		}
+		s.ApplyBatch(logs)
+	}
+	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "commands/s")
 }

@@ -172,6 +172,13 @@ type PutPrincipal struct {
 	Was       uint64
 }
 
+// AddPrincipal makes a user or a robot together with its grants, all or nothing. Answer: PrincipalAnswer.
+type AddPrincipal struct {
+	_msgpack  struct{} `msgpack:",as_array"`
+	Principal Principal
+	Grants    []Grant
+}
+
 // DeletePrincipal removes a user or a robot with its grants. Answer: PrincipalAnswer.
 type DeletePrincipal struct {
 	_msgpack struct{} `msgpack:",as_array"`
@@ -233,6 +240,7 @@ var (
 		reflect.TypeFor[RedeemInvite](), reflect.TypeFor[SetSetting](),
 		reflect.TypeFor[PutPrincipal](), reflect.TypeFor[DeletePrincipal](), reflect.TypeFor[PutGrant](), reflect.TypeFor[DeleteGrant](),
 		reflect.TypeFor[PutDocument](), reflect.TypeFor[DeleteDocument](),
+		reflect.TypeFor[Admitted](), reflect.TypeFor[AddPrincipal](),
 	}
 	answerTypes = []reflect.Type{
 		nil, reflect.TypeFor[PutManifestAnswer](), reflect.TypeFor[DeleteAnswer](), reflect.TypeFor[LinkAnswer](),
@@ -245,6 +253,7 @@ var (
 var commandLevels = map[reflect.Type]uint64{
 	reflect.TypeFor[PutPrincipal](): 2, reflect.TypeFor[DeletePrincipal](): 2, reflect.TypeFor[PutGrant](): 2,
 	reflect.TypeFor[DeleteGrant](): 2, reflect.TypeFor[PutDocument](): 3, reflect.TypeFor[DeleteDocument](): 3,
+	reflect.TypeFor[Admitted](): 3, reflect.TypeFor[AddPrincipal](): 3,
 }
 
 // Level is the command level that a member must have announced before c is proposed. What isn't in the table is newer than
@@ -256,7 +265,11 @@ func Level(c Command) uint64 {
 	if p, ok := c.(PutPrincipal); ok && p.Principal.Provider != "" {
 		return 3 // older builds would drop the field, and end with another state
 	}
-	return max(commandLevels[reflect.TypeOf(c)], 1)
+	own := max(commandLevels[reflect.TypeOf(c)], 1)
+	if a, ok := c.(Admitted); ok && a.Command != nil {
+		return max(own, Level(a.Command))
+	}
+	return own
 }
 
 func typeByte(table []reflect.Type, v any) byte {

@@ -29,6 +29,8 @@ func goldens() []Command {
 		PutPrincipal{Was: 3, Principal: Principal{Name: "a", Robot: true, Password: []byte("h"), Secrets: []RobotSecret{{ID: "s", Hash: []byte("h"), Expires: 1e12}}, Groups: []string{"g"}, Disabled: true, Expires: 1e12, Generation: 3, Provider: "p"}},
 		DeletePrincipal{Name: "a"}, PutGrant{Grant: firstGrant("a")}, DeleteGrant{Grant: firstGrant("a")},
 		PutDocument{Document: Document{Kind: "k", Name: "n", Body: []byte("b"), Generation: 3}, Was: 3, Over: true}, DeleteDocument{Kind: "k", Name: "n", Was: 3},
+		Admitted{Access: 7, Command: DeleteTag{Repo: "team/app", Tag: "a"}},
+		AddPrincipal{Principal: Principal{Name: "a", Robot: true}, Grants: []Grant{firstGrant("a")}},
 	}
 }
 

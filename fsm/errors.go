@@ -29,6 +29,7 @@ var (
 	ErrDocumentExists   = errors.New("there is a document of that name already")
 	ErrDocumentChanged  = errors.New("somebody else has changed this document meanwhile")
 	ErrDocumentTooBig   = errors.New("a document has at most 256 KiB")
+	ErrAccessChanged    = errors.New("who may do what has changed since this was let in")
 	ErrStale            = errors.New("the command was given up by its proposer")
 	ErrLevel            = errors.New("a member does not understand this command yet")
 	ErrHalted           = errors.New("the state has stopped applying")
@@ -99,4 +100,5 @@ var refusals = []error{
 	ErrConditionFailed, ErrSizeMismatch, ErrInviteUnknown, ErrInviteExpired, ErrStale, ErrLevel, ErrHalted,
 	ErrIDInvalid, ErrPrincipalUnknown, ErrPrincipalExists, ErrPrincipalChanged, ErrGrantUnknown,
 	ErrDocumentUnknown, ErrDocumentExists, ErrDocumentChanged, ErrDocumentTooBig,
+	ErrAccessChanged,
 }

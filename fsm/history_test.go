@@ -21,6 +21,7 @@ type history struct {
 	rnd  *rand.Rand
 	logs []*raft.Log
 	put  []digest.Digest // manifests that were proposed
+	who  uint64          // the index of the last command about who may do what
 	seq  map[NodeID]*Identity
 }
 
@@ -29,6 +30,9 @@ func newHistory(seed uint64, n int) *history {
 	for range n {
 		node := one(h, NodeID("n1"), "n2")
 		c := h.command(node)
+		if h.rnd.IntN(3) == 0 {
+			c = Admitted{Access: one(h, h.who, h.who, 0), Command: c}
+		}
 		id := h.seq[node]
 		id.Seq++
 		id.Done = max(id.Seq, 4) - 4
@@ -59,9 +63,12 @@ func (h *history) configuration() {
 	}))
 }
 
+// next is the index of the next entry.
+func (h *history) next() uint64 { return uint64(2*len(h.logs) + 2) }
+
 // log stamps with clocks that disagree by up to five seconds, as those of two leaders may.
 func (h *history) log(kind raft.LogType, data []byte) {
-	i := uint64(2*len(h.logs) + 2)
+	i := h.next()
 	stamp := time.UnixMilli(int64(1e12 + i*1000 - h.rnd.Uint64N(5000)))
 	h.logs = append(h.logs, &raft.Log{Index: i, Term: 1 + i/40, Type: kind, Data: data, AppendedAt: stamp})
 }
@@ -98,6 +105,7 @@ func (h *history) command(node NodeID) Command {
 	case 14:
 		return SetSetting{Key: one(h, "k", "l"), Value: one(h, "", "1", "2")}
 	case 15, 16:
+		h.who = h.next()
 		return h.access()
 	}
 	return one(h, hostile()...)
@@ -113,6 +121,8 @@ func (h *history) access() Command {
 		PutGrant{Grant: grant}, PutGrant{Grant: grant}, DeleteGrant{Grant: grant},
 		PutDocument{Document: Document{Kind: kind, Name: name, Body: []byte(name)}, Was: was, Over: h.rnd.IntN(2) == 0},
 		DeleteDocument{Kind: kind, Name: name, Was: was},
+		AddPrincipal{Principal: Principal{Name: name, Robot: true}, Grants: []Grant{{Subject: name, Right: "pull", Pattern: "a"}, {Subject: one(h, name, "p"), Right: "push", Pattern: "b"}}},
+		SetSetting{Key: SettingAccess, Value: one(h, AccessOn, AccessOpen)},
 	}...)
 }
 
@@ -155,6 +165,7 @@ func hostile() []Command {
 		LinkBlob{Repo: "A", Digest: blobDigest(0)}, LinkBlob{Repo: "a", Digest: "sha256:0"}, LinkBlob{Repo: "a", Digest: blobDigest(0), Size: -1},
 		MountBlob{Repo: "a", From: Repo(long), Digest: blobDigest(9)}, DeleteBlob{}, DeleteTag{}, DeleteTag{Repo: "a", Tag: Tag(long)},
 		DeleteManifest{Digest: digest.Digest(long)}, PutManifest{}, PutManifest{Repo: "a", Digest: blobDigest(0), Body: []byte("{}")},
+		AddPrincipal{}, AddPrincipal{Principal: Principal{Name: "p"}, Grants: []Grant{{}}}, PutGrant{}, DeleteGrant{}, DeletePrincipal{},
 		PutManifest{Repo: "a", Digest: digest.FromString("{}"), MediaType: "x/y", Body: []byte("{}"), Tags: []Tag{"", "\x00"}},
 		PutPrincipal{}, PutPrincipal{Principal: Principal{Name: long}}, DeletePrincipal{}, DeletePrincipal{Name: long}, PutGrant{}, DeleteGrant{},
 		PutGrant{Grant: Grant{Subject: SubjectAnonymous, Right: "pull", Pattern: long}}, DeleteGrant{Grant: Grant{Pattern: long}},

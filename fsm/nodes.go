@@ -147,3 +147,13 @@ func (s *State) Setting(name string) (string, error) {
 	})
 	return out, err
 }
+
+// Level is the highest level of the commands that made the state. Every member has to understand those anyway.
+func (s *State) Level() (uint64, error) {
+	var level uint64
+	err := s.view(func(tx *bolt.Tx) error {
+		level = readNumber(tx, keyLevel)
+		return nil
+	})
+	return level, err
+}

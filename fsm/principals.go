@@ -95,6 +95,25 @@ func (p PutPrincipal) apply(c *change) (Answer, error) {
 	return PrincipalAnswer{Generation: next.Generation, First: first}, nil
 }
 
+func (a AddPrincipal) apply(c *change) (Answer, error) {
+	for _, g := range a.Grants {
+		if err := checkGrant(g); err != nil {
+			return nil, err
+		}
+		if g.Subject != a.Principal.Name {
+			return nil, ErrPrincipalUnknown
+		}
+	}
+	answer, err := PutPrincipal{Principal: a.Principal}.apply(c)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range a.Grants {
+		c.putGrant(g)
+	}
+	return answer, nil
+}
+
 func (d DeletePrincipal) apply(c *change) (Answer, error) {
 	if !c.has(bucketPrincipals, []byte(d.Name)) {
 		return nil, ErrPrincipalUnknown
@@ -112,11 +131,18 @@ func grantKey(g Grant) []byte { return key(g.Subject, g.Right, g.Pattern) }
 
 func (c *change) putGrant(g Grant) { c.putRecord(bucketGrants, grantKey(g), &g) }
 
-func (p PutGrant) apply(c *change) (Answer, error) {
-	for _, part := range []string{p.Grant.Subject, p.Grant.Right, p.Grant.Pattern} {
+func checkGrant(g Grant) error {
+	for _, part := range []string{g.Subject, g.Right, g.Pattern} {
 		if err := checkID(part); err != nil {
-			return nil, err
+			return err
 		}
+	}
+	return nil
+}
+
+func (p PutGrant) apply(c *change) (Answer, error) {
+	if err := checkGrant(p.Grant); err != nil {
+		return nil, err
 	}
 	// Who is to come under a name must not find rights there that were meant for somebody else.
 	if s := p.Grant.Subject; s != SubjectAnonymous && !strings.HasPrefix(s, SubjectGroup) && !c.has(bucketPrincipals, []byte(s)) {

@@ -22,6 +22,7 @@ type proposer struct {
 	next uint64              // the last number given out
 	open map[uint64]struct{} // numbers without an answer yet
 	done uint64              // every number up to this one is answered
+	used uint64              // the highest level that the state has seen
 }
 
 func newProposer(c *cluster.Cluster, s *fsm.State) *proposer {
@@ -53,11 +54,19 @@ func (p *proposer) Propose(ctx context.Context, cmd fsm.Command) (fsm.Answer, er
 	if err != nil {
 		return nil, err
 	}
-	switch cmd.(type) {
+	switch inner(cmd).(type) {
 	case fsm.DeleteManifest, fsm.DeleteTag, fsm.DeleteBlob:
 		_ = p.cluster.Spread(ctx, at)
 	}
 	return answer, nil
+}
+
+// inner is what a command does.
+func inner(cmd fsm.Command) fsm.Command {
+	if a, ok := cmd.(fsm.Admitted); ok {
+		return a.Command
+	}
+	return cmd
 }
 
 // Current returns once the local state holds everything that was acknowledged before the call.
@@ -88,7 +97,7 @@ func (p *proposer) end(seq uint64) {
 // understood refuses a command that a member would have to stop at. The first level is known to all.
 func (p *proposer) understood(cmd fsm.Command) error {
 	level := fsm.Level(cmd)
-	if level <= 1 {
+	if level <= 1 || p.isUsed(level) {
 		return nil
 	}
 	nodes, err := p.state.Nodes()
@@ -96,6 +105,17 @@ func (p *proposer) understood(cmd fsm.Command) error {
 		return err
 	}
 	return lagging(level, p.cluster.Members(), nodes)
+}
+
+// isUsed tells whether the log has had commands of that level already. Then every member has to understand them, and there
+// is nobody to ask.
+func (p *proposer) isUsed(level uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.used < level {
+		p.used, _ = p.state.Level()
+	}
+	return p.used >= level
 }
 
 // lagging names a member that hasn't announced the level. One that has announced nothing yet may be of any version.

@@ -1,0 +1,126 @@
+package api
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"pier/fsm"
+)
+
+// A node that goes on serving and hasn't heard that a right was taken, or that the registry was closed, does nothing with it.
+// What was let in by an older view and still may is done.
+func TestChangesRestOnWhatHoldsNow(t *testing.T) {
+	requests := []struct {
+		method, path string
+		status       int // of who still may
+	}{
+		{"PUT", "/manifests/2", 201}, {"DELETE", "/manifests/1", 202}, {"DELETE", "/manifests/INDEX", 202}, {"DELETE", "/blobs/BLOB", 202},
+		{"PUT", "UPLOAD?digest=BLOB", 201}, {"PUT", "RELAYED?digest=BLOB", 201}, {"POST", "/blobs/uploads/?mount=BLOB&from=team/app", 201},
+		{"POST", "/blobs/uploads/?digest=BLOB", 201},
+	}
+	for how, change := range map[string]func(f *fixture){
+		"taken":  func(f *fixture) { f.must(f.nodes[0].log.Propose(f.Context(), fsm.DeletePrincipal{Name: "alice"})) },
+		"closed": func(f *fixture) { f.user("root") },
+		"given":  func(f *fixture) { f.user("bob", "pull:**") },
+	} {
+		for _, x := range requests {
+			f := withAccess(t, 2, nil)
+			content := randomBytes(100)
+			blob := f.pushBlob(f.nodes[0], "team/app", content)
+			index := digest.FromBytes(emptyIndex())
+			f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutManifest{Repo: "team/app", Digest: index, MediaType: fsm.TypeOCIIndex, Body: emptyIndex(), Tags: []fsm.Tag{"1"}}))
+			upload := f.want(f.doOn(f.nodes[1], "POST", "/v2/team/app/blobs/uploads/", nil), 202, "").Header.Get("Location")
+			relayed := f.want(f.doOn(f.nodes[0], "POST", "/v2/team/app/blobs/uploads/", nil), 202, "").Header.Get("Location")
+			var headers []string
+			if how != "closed" {
+				f.user("root")
+				f.user("alice", "push:**", "delete:**")
+				headers = []string{"Authorization: " + basic(f, "alice")}
+			}
+			f.nodes[1].log.set(func(l *nodeLog) { l.lagging = true })
+			change(f)
+			path := strings.NewReplacer("UPLOAD", upload, "RELAYED", relayed).Replace(x.path)
+			if path == x.path {
+				path = "/v2/team/app" + path
+			}
+			path = strings.NewReplacer("BLOB", blob.String(), "INDEX", index.String()).Replace(path)
+			var body []byte
+			switch {
+			case strings.Contains(path, "/manifests/2"):
+				body, headers = emptyIndex(), append(headers, "Content-Type: "+fsm.TypeOCIIndex)
+			case strings.Contains(path, "?digest="):
+				body = content
+			}
+			got := f.doOn(f.nodes[1], x.method, path, body, headers...)
+			want := 401
+			if how == "given" {
+				want = x.status
+			}
+			if got.StatusCode != want {
+				t.Errorf("%s: %s %s: %d %s", how, x.method, x.path, got.StatusCode, got.body)
+			}
+			f.unchanged(how, x.method+" "+x.path, how == "given", blob, index)
+		}
+	}
+}
+
+// unchanged checks that what was refused left all as it was.
+func (f *fixture) unchanged(how, what string, may bool, blob, index digest.Digest) {
+	f.Helper()
+	if may {
+		return
+	}
+	tags, _, err := f.nodes[0].state.Tags("team/app", "", 10)
+	f.must(tags, err)
+	if _, err := f.nodes[0].state.Manifest("team/app", index); len(tags) != 1 || tags[0] != "1" || err != nil {
+		f.Errorf("%s: %s was refused, and the tags are %v, %v", how, what, tags, err)
+	}
+	if b, err := f.nodes[0].state.BlobRecord(blob); err != nil || b.Origin != f.nodes[0].id {
+		f.Errorf("%s: %s was refused, and the blob is %+v, %v", how, what, b, err)
+	}
+}
+
+// Where only the right on a mount's source is gone, the mount is one of what isn't there.
+func TestMountOfWhatIsHiddenNow(t *testing.T) {
+	f := withAccess(t, 2, nil)
+	blob := f.pushBlob(f.nodes[0], "secret/app", randomBytes(100))
+	f.user("root")
+	f.user("alice", "push:team/**", "pull:secret/**")
+	f.nodes[1].log.set(func(l *nodeLog) { l.lagging = true })
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.DeleteGrant{Grant: fsm.Grant{Subject: "alice", Right: "pull", Pattern: "secret/**"}}))
+	f.want(f.doOn(f.nodes[1], "POST", "/v2/team/app/blobs/uploads/?mount="+blob.String()+"&from=secret/app", nil, "Authorization: "+basic(f, "alice")), 202, "")
+}
+
+// A node may say by what it let somebody in; a client may not.
+func TestClientsDontSayWhatLetThemIn(t *testing.T) {
+	f := withAccess(t, 2, nil)
+	f.user("root")
+	f.user("alice", "push:**")
+	content := randomBytes(100)
+	d := digest.FromBytes(content)
+	alice := "Authorization: " + basic(f, "alice")
+	upload := f.want(f.doOn(f.nodes[0], "POST", "/v2/a/blobs/uploads/", nil, alice), 202, "").Header.Get("Location")
+	f.want(f.doOn(f.nodes[1], "PUT", upload+"?digest="+d.String(), content, alice, headerAccess+": 1"), 201, "")
+	f.want(f.doOn(f.nodes[0], "POST", "/v2/a/blobs/uploads/?digest="+d.String(), content, alice, headerAccess+": 1"), 201, "")
+}
+
+// Nothing gets into the log for a caller but by propose.
+func TestOnlyProposeProposes(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name != "propose.go" && !strings.HasSuffix(name, "_test.go") && strings.Contains(string(text), ".log.Propose(") {
+			t.Errorf("%s proposes by itself: what it proposes would be done whoever may do what by then", name)
+		}
+	}
+}
