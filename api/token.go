@@ -91,13 +91,12 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 		return refuse(http.StatusBadRequest, codeUnsupported, "%v", err)
 	}
 	now := a.access.cfg.Now()
-	life := shorter(a.access.cfg.TokenLife, c, now)
-	token, err := keys.Issue(c, tokenService, d.Grantable(c, scopes), now, life)
+	token, err := keys.Issue(c, tokenService, d.Grantable(c, scopes), now, shorter(a.access.cfg.TokenLife, c, now))
 	if err != nil {
 		return err
 	}
 	answer := tokenAnswer{
-		Token: token.Text, AccessToken: token.Text, ExpiresIn: int(life / time.Second), IssuedAt: token.Issued.UTC(),
+		Token: token.Text, AccessToken: token.Text, ExpiresIn: int(token.Lasts() / time.Second), IssuedAt: token.Issued.UTC(),
 	}
 	if offline && c.Kind != auth.KindAnonymous {
 		refresh, err := keys.IssueRefresh(c, tokenService, now, shorter(a.access.cfg.RefreshLife, c, now))

@@ -23,7 +23,7 @@ var (
 const (
 	issuer     = "pier"
 	maxToken   = 16 << 10
-	clockSlack = 30 * time.Second // nodes' clocks may differ by this much
+	clockSlack = 30 * time.Second // nodes' clocks may differ by this much: no token is too new by less
 
 	useAccess  = "access"
 	useRefresh = "refresh"
@@ -90,6 +90,12 @@ type Token struct {
 	Issued, Expiry time.Time
 }
 
+// Lasts is what clients are told of a token's life: they ask for the next one before a node whose clock is ahead ends this.
+func (t Token) Lasts() time.Duration {
+	life := t.Expiry.Sub(t.Issued)
+	return life - min(clockSlack, life/2)
+}
+
 // Issue signs an access token for what was granted.
 func (k *Keys) Issue(c Caller, service string, access []Scope, now time.Time, life time.Duration) (Token, error) {
 	return k.issue(c, service, claims{Use: useAccess, Access: access}, now, life)
@@ -154,7 +160,7 @@ func (k *Keys) verify(text, service, use string, now time.Time) (*claims, error)
 	switch {
 	case cl.Use != use || now.Add(clockSlack).Before(cl.NotBefore.Time):
 		return nil, ErrTokenInvalid
-	case now.After(cl.ExpiresAt.Add(clockSlack)):
+	case !now.Before(cl.ExpiresAt.Time): // and none is good for longer than it says; see Lasts
 		return nil, ErrTokenExpired
 	}
 	return cl, nil

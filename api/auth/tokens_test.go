@@ -142,8 +142,13 @@ func TestForgedTokens(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if _, err := k.Verify(good.Text, "pier", now.Add(2*time.Minute)); !errors.Is(err, ErrTokenExpired) {
-		t.Errorf("expired: %v", err)
+	for _, k := range []*Keys{k, keys(t, 1)} { // one that has seen it, one that hasn't
+		if _, err := k.Verify(good.Text, "pier", good.Expiry); !errors.Is(err, ErrTokenExpired) {
+			t.Errorf("at its end: %v", err)
+		}
+	}
+	if left := good.Expiry.Sub(good.Issued) - good.Lasts(); left != clockSlack {
+		t.Errorf("a client asks for the next token %s before the end", left)
 	}
 	if _, err := k.VerifyRefresh(good.Text, "pier", now); !errors.Is(err, ErrTokenInvalid) {
 		t.Errorf("access token as refresh token: %v", err)
