@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -62,21 +63,51 @@ func (img Image) AnyBlob() digest.Digest {
 	return ""
 }
 
+// Client speaks to one node, as somebody or as nobody in particular.
+type Client struct {
+	name        string
+	url         func() string
+	http        *http.Client
+	credentials string // the Authorization header; empty: none
+}
+
+// As is a client that shows these credentials, such as a BasicAuth, with each request.
+func (c *Client) As(credentials string) *Client {
+	as := *c
+	as.credentials = credentials
+	return &as
+}
+
+// Over is the same client over other connections.
+func (c *Client) Over(h *http.Client) *Client {
+	over := *c
+	over.http = h
+	return &over
+}
+
+// Basic is a name and a password as a request shows them.
+func Basic(name, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(name+":"+password))
+}
+
 // Do sends a request to the node and gives the answer with its body read.
-func (x *Node) Do(method, path string, body []byte, header ...string) (*http.Response, []byte, error) {
-	return x.Send(context.Background(), method, path, bytes.NewReader(body), header...)
+func (c *Client) Do(method, path string, body []byte, header ...string) (*http.Response, []byte, error) {
+	return c.Send(context.Background(), method, path, bytes.NewReader(body), header...)
 }
 
 // Send is Do with a body that streams, for as long as ctx lets it.
-func (x *Node) Send(ctx context.Context, method, path string, body io.Reader, header ...string) (*http.Response, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, x.URL()+path, body)
+func (c *Client) Send(ctx context.Context, method, path string, body io.Reader, header ...string) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.url()+path, body)
 	if err != nil {
 		return nil, nil, err
+	}
+	if c.credentials != "" {
+		req.Header.Set("Authorization", c.credentials)
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := x.cluster.http.Do(req)
+	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -86,90 +117,93 @@ func (x *Node) Send(ctx context.Context, method, path string, body io.Reader, he
 }
 
 // Want sends a request and makes any answer but the status an error.
-func (x *Node) Want(status int, method, path string, body []byte, header ...string) ([]byte, *http.Response, error) {
-	resp, data, err := x.Do(method, path, body, header...)
+func (c *Client) Want(status int, method, path string, body []byte, header ...string) ([]byte, *http.Response, error) {
+	resp, data, err := c.Do(method, path, body, header...)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s %s %s: %w", x.Name, method, path, err)
+		return nil, nil, fmt.Errorf("%s %s %s: %w", c.name, method, path, err)
 	}
 	if resp.StatusCode != status {
-		return data, resp, fmt.Errorf("%s %s %s: %s, not %d: %s", x.Name, method, path, resp.Status, status, data)
+		return data, resp, fmt.Errorf("%s %s %s: %s, not %d: %s", c.name, method, path, resp.Status, status, data)
 	}
 	return data, resp, nil
 }
 
 // Push pushes through the node as a plain client would, without retries.
-func (x *Node) Push(img Image) error {
+func (c *Client) Push(img Image) error {
 	for d, data := range img.Blobs {
-		if err := x.PushBlob(img.Repo, d, data); err != nil {
+		if err := c.PushBlob(img.Repo, d, data); err != nil {
 			return err
 		}
 	}
-	_, _, err := x.Want(http.StatusCreated, http.MethodPut, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), img.Manifest,
+	_, _, err := c.Want(http.StatusCreated, http.MethodPut, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), img.Manifest,
 		"Content-Type", fsm.TypeOCIManifest)
 	return err
 }
 
 // PushBlob uploads one blob in two requests.
-func (x *Node) PushBlob(repo string, d digest.Digest, data []byte) error {
-	_, resp, err := x.Want(http.StatusAccepted, http.MethodPost, "/v2/"+repo+"/blobs/uploads/", nil)
+func (c *Client) PushBlob(repo string, d digest.Digest, data []byte) error {
+	_, resp, err := c.Want(http.StatusAccepted, http.MethodPost, "/v2/"+repo+"/blobs/uploads/", nil)
 	if err != nil {
 		return err
 	}
-	_, _, err = x.Want(http.StatusCreated, http.MethodPut, resp.Header.Get("Location")+"?digest="+d.String(), data)
+	_, _, err = c.Want(http.StatusCreated, http.MethodPut, resp.Header.Get("Location")+"?digest="+d.String(), data)
 	return err
 }
 
 // Pull fetches the image by its tag and checks every byte.
-func (x *Node) Pull(img Image) error {
-	body, resp, err := x.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), nil)
+func (c *Client) Pull(img Image) error {
+	body, resp, err := c.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Tag), nil)
 	if err != nil {
 		return err
 	}
 	if w := resp.Header.Get("Warning"); w != "" {
-		return fmt.Errorf("%s answered the tag with a warning: %s", x.Name, w)
+		return fmt.Errorf("%s answered the tag with a warning: %s", c.name, w)
 	}
 	if !bytes.Equal(body, img.Manifest) {
-		return fmt.Errorf("%s serves another manifest for %s: %.200s", x.Name, img.Tag, body)
+		return fmt.Errorf("%s serves another manifest for %s: %.200s", c.name, img.Tag, body)
 	}
-	return x.PullDigests(img)
+	return c.PullDigests(img)
 }
 
 // PullDigests fetches manifest and blobs by digest alone.
-func (x *Node) PullDigests(img Image) error {
-	body, _, err := x.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Digest), nil)
+func (c *Client) PullDigests(img Image) error {
+	body, _, err := c.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/manifests/%s", img.Repo, img.Digest), nil)
 	if err != nil {
 		return err
 	}
 	if !bytes.Equal(body, img.Manifest) {
-		return fmt.Errorf("%s serves other bytes under %s", x.Name, img.Digest)
+		return fmt.Errorf("%s serves other bytes under %s", c.name, img.Digest)
 	}
 	for d, data := range img.Blobs {
-		got, _, err := x.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/blobs/%s", img.Repo, d), nil)
+		got, _, err := c.Want(http.StatusOK, http.MethodGet, fmt.Sprintf("/v2/%s/blobs/%s", img.Repo, d), nil)
 		if err != nil {
 			return err
 		}
 		if !bytes.Equal(got, data) {
-			return fmt.Errorf("%s serves other bytes under %s", x.Name, d)
+			return fmt.Errorf("%s serves other bytes under %s", c.name, d)
 		}
 	}
 	return nil
 }
 
 // PushPatiently pushes as docker does: it begins again after an answer that says that trying again may help.
-func (x *Node) PushPatiently(img Image) error {
-	return x.cluster.Patiently(func() error { return x.Push(img) })
+func (c *Client) PushPatiently(img Image) error {
+	return again(func() error { return c.Push(img) }, whereTryingHelps...)
 }
 
 // PullPatiently pulls again when the node says that it can't be sure of the tag now, or is away. It takes no 404 for an answer
 // that may change.
-func (x *Node) PullPatiently(img Image) error {
-	return again(func() error { return x.Pull(img) }, ": 503 ", "EOF", "reset", "refused", "with a warning")
+func (c *Client) PullPatiently(img Image) error {
+	return again(func() error { return c.Pull(img) }, ": 503 ", "EOF", "reset", "refused", "with a warning")
 }
 
 // Patiently does something again as long as its error is one on which clients that push try again.
 func (c *Cluster) Patiently(do func() error) error {
-	return again(do, ": 503 ", ": 404 ", "EOF", "reset", "refused")
+	return again(do, whereTryingHelps...)
 }
+
+// whereTryingHelps is what the errors say on which clients that push try again.
+var whereTryingHelps = []string{": 503 ", ": 404 ", "EOF", "reset", "refused"}
 
 func again(do func() error, on ...string) error {
 	deadline := time.Now().Add(patience)

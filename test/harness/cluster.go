@@ -29,16 +29,20 @@ type Cluster struct {
 	dir   string
 	http  *http.Client
 	tune  node.Tuning
+	// configure changes a node's settings before each of its lives; nil changes nothing.
+	configure func(x *Node, cfg *node.Config)
 }
 
 // Node is one of them; it may be running or not.
 type Node struct {
 	*node.Node
+	*Client
 	Name    string
 	Dir     string
 	cluster *Cluster
 	address string
 	listen  string
+	scheme  string
 	secret  string // the cluster's secret file; empty: one of its own
 	log     *journal
 	stop    context.CancelFunc
@@ -54,10 +58,19 @@ func Start(t testing.TB, n int) *Cluster {
 // StartTuned is Start with other times and bounds; zero fields mean the harness's own, which are short.
 func StartTuned(t testing.TB, n int, tune node.Tuning) *Cluster {
 	t.Helper()
-	return start(t, n, tune, func(*Node) {})
+	return StartConfigured(t, n, tune, nil)
 }
 
-func start(t testing.TB, n int, tune node.Tuning, prepare func(*Node)) *Cluster {
+// StartConfigured is StartTuned with settings of the test's own.
+func StartConfigured(t testing.TB, n int, tune node.Tuning, configure func(x *Node, cfg *node.Config)) *Cluster {
+	t.Helper()
+	c := lay(t, n, tune)
+	c.configure = configure
+	return c.start()
+}
+
+// lay makes the nodes; none runs.
+func lay(t testing.TB, n int, tune node.Tuning) *Cluster {
 	t.Helper()
 	set(&tune.VoterDelay, 500*time.Millisecond)
 	set(&tune.CompareInterval, 500*time.Millisecond)
@@ -71,9 +84,14 @@ func start(t testing.TB, n int, tune node.Tuning, prepare func(*Node)) *Cluster 
 		t.Fatal(err)
 	}
 	for i := range n {
-		prepare(c.add(fmt.Sprintf("n%d", i+1)))
+		c.add(fmt.Sprintf("n%d", i+1))
 	}
-	t.Cleanup(c.end) // before the disks go
+	return c
+}
+
+func (c *Cluster) start() *Cluster {
+	c.T.Helper()
+	c.T.Cleanup(c.end) // before the disks go
 	for _, x := range c.Nodes {
 		x.Start()
 	}
@@ -93,6 +111,7 @@ func (c *Cluster) add(name string) *Node {
 		Name: name, Dir: filepath.Join(c.dir, name), cluster: c, address: freeAddress(c.T), listen: freeAddress(c.T),
 		secret: filepath.Join(c.dir, "secret"), log: newJournal(c.T),
 	}
+	x.Client = &Client{name: name, url: x.URL, http: c.http}
 	c.Nodes = append(c.Nodes, x)
 	return x
 }
@@ -163,6 +182,13 @@ func (x *Node) Start() {
 	if len(x.cluster.Nodes) > 1 && x.secret != "" {
 		cfg.Join, cfg.BootstrapExpect = x.cluster.peers(x.Name), len(x.cluster.Nodes)
 	}
+	if x.cluster.configure != nil {
+		x.cluster.configure(x, &cfg)
+	}
+	x.scheme = "http://"
+	if cfg.Access.TLS != "" || cfg.Access.TLSCert != "" {
+		x.scheme = "https://"
+	}
 	n, err := node.New(cfg, node.Options{
 		Network: x.cluster.Net.Of(x.Name), Logger: x.log.logger(x.Name), Version: "test",
 		Tuning: x.cluster.tune,
@@ -176,7 +202,7 @@ func (x *Node) Start() {
 }
 
 // URL is where clients reach the node, in this life and the next.
-func (x *Node) URL() string { return "http://" + x.listen }
+func (x *Node) URL() string { return x.scheme + x.listen }
 
 // Stop ends the node politely and waits.
 func (x *Node) Stop() {

@@ -31,5 +31,9 @@ func SmallDisk(t testing.TB, dir string, bytes int64) {
 // StartOnDisks is StartTuned with a file system of its own, of the given bytes, for each node.
 func StartOnDisks(t testing.TB, n int, bytes int64, tune node.Tuning) *Cluster {
 	t.Helper()
-	return start(t, n, tune, func(x *Node) { SmallDisk(t, x.Dir, bytes) })
+	c := lay(t, n, tune)
+	for _, x := range c.Nodes {
+		SmallDisk(t, x.Dir, bytes)
+	}
+	return c.start()
 }

@@ -120,6 +120,7 @@ func (i *instance) apiConfig(n *Node, keys *auth.Keys) api.Config {
 		Audit: i.audit, Access: api.Access{
 			Keys: func() *auth.Keys { return keys }, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(),
 			Authority: n.authority.Load, Closed: n.cfg.Access.AdminUser != "",
+			TokenLife: n.opts.Tuning.TokenLife, Now: n.opts.Tuning.Clock,
 		},
 	}
 	if n.cfg.AccessLog {

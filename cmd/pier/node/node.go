@@ -45,6 +45,9 @@ type Tuning struct {
 	ReserveBytes      int64         // free disk space that is never used, in place of a share
 	Grace             time.Duration // how long requests may take to finish at the end
 	AwayWait          time.Duration // how long a request waits for the node that has its upload or the only copy
+	TokenLife         time.Duration // how long a client's access token is good
+	// Clock is what time it is for tokens and certificates; nil is the machine's.
+	Clock func() time.Time
 }
 
 // Node is one running Pier. It owns the data directory, the API listeners and the life of everything inside, which it can
@@ -85,6 +88,9 @@ func New(cfg Config, opts Options) (*Node, error) {
 	}
 	if opts.Tuning.Grace == 0 {
 		opts.Tuning.Grace = 10 * time.Second
+	}
+	if opts.Tuning.Clock == nil {
+		opts.Tuning.Clock = time.Now
 	}
 	n := &Node{
 		cfg:    cfg,

@@ -41,7 +41,7 @@ func (a *authority) Load() (*auth.Authority, error) {
 func (n *Node) certificates() (*auth.Certificates, error) {
 	switch a := n.cfg.Access; {
 	case a.TLS == "auto":
-		return auth.FromAuthority(n.authority.Load, n.hosts, time.Now, n.logger)
+		return auth.FromAuthority(n.authority.Load, n.hosts, n.opts.Tuning.Clock, n.logger)
 	case a.TLSCert != "":
 		return auth.FromFiles(a.TLSCert, a.TLSKey, n.logger)
 	}
