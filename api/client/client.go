@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -134,6 +135,10 @@ func (c *Client) noAnswer(err error) error {
 	var outer *url.Error // names a URL that nobody wrote
 	if errors.As(err, &outer) {
 		err = outer.Err
+	}
+	var stranger x509.UnknownAuthorityError
+	if errors.As(err, &stranger) {
+		return fmt.Errorf("nobody vouches for the node at %s (`pier trust HOST:PORT --install`, or `pier login --ca FILE`): %w", c.at, err)
 	}
 	return fmt.Errorf("no answer from the node at %s: %w", c.at, err)
 }

@@ -30,7 +30,9 @@ func (t *target) addFlags(cmd *cobra.Command) {
 
 func (t *target) client() *client.Client {
 	all, _ := readLogins() // without a login the server says what it needs
-	return client.New(client.Options{Socket: filepath.Join(t.dataDir, node.SocketName), Server: t.server, Login: all[t.server]})
+	login := all[t.server]
+	login.CA += "\n" + installedCA(t.server)
+	return client.New(client.Options{Socket: filepath.Join(t.dataDir, node.SocketName), Server: t.server, Login: login})
 }
 
 func newHealth() *cobra.Command {

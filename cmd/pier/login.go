@@ -88,7 +88,7 @@ func newLogin() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c := client.New(client.Options{Server: o.server, Login: client.Login{CA: pem}})
+			c := client.New(client.Options{Server: o.server, Login: client.Login{CA: pem + "\n" + installedCA(o.server)}})
 			login, err := c.LogIn(cmd.Context(), user, password)
 			if err != nil {
 				return err

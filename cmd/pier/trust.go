@@ -11,7 +11,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,12 +50,20 @@ type trustOptions struct {
 func newTrust() *cobra.Command {
 	o := &trustOptions{}
 	cmd := &cobra.Command{
-		Use: "trust HOST:PORT", Short: "Show what Docker, containerd and Podman need on this machine to trust a registry", Args: cobra.ExactArgs(1),
+		Use: "trust HOST:PORT…", Short: "Show what Docker, containerd and Podman need on this machine to trust a registry", Args: cobra.MinimumNArgs(1),
 		Long: "Fetch the CA of a registry with tls auto, and print what Docker, containerd and Podman need here to trust it; with\n" +
 			"--install, write it. The CA comes over a connection that nobody vouches for yet: compare its fingerprint with\n" +
 			"`pier ca -o json` on a node, or give it with --fingerprint.",
 		Example: "  pier trust registry.lan:5000\n  pier trust registry.lan:5000 --install --fingerprint 3f0c…",
-		RunE:    func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, address := range args {
+				if err := o.run(cmd, address); err != nil {
+					return err
+				}
+			}
+			o.printHints(cmd.OutOrStdout(), args[0])
+			return nil
+		},
 	}
 	cmd.Flags().BoolVar(&o.install, "install", false, "write the files (needs root)")
 	cmd.Flags().StringVar(&o.fingerprint, "fingerprint", "", "trust only the CA with this SHA-256")
@@ -98,6 +108,33 @@ func (o *trustOptions) run(cmd *cobra.Command, address string) error {
 	return nil
 }
 
+// printHints says what the files alone don't do.
+func (o *trustOptions) printHints(out io.Writer, address string) {
+	fmt.Fprintf(out, `
+Docker, Podman, Skopeo, nerdctl and pier need nothing else. containerd itself looks there where its config_path is
+/etc/containerd/certs.d, unless a hosts.toml of yours says otherwise; ctr takes --hosts-dir /etc/containerd/certs.d.
+crane, oras, regctl, helm and curl trust what the system does, and this CA with
+SSL_CERT_FILE=%s
+`, filepath.Join(o.root, installedPath(address)))
+}
+
+// installedPath is where the CA of a registry stands for pier itself.
+func installedPath(address string) string { return "/etc/pier/certs.d/" + address + "/ca.crt" }
+
+// installedCA is the CA that was installed for a server, if one was.
+func installedCA(server string) string {
+	u, err := url.Parse(server)
+	if err != nil || u.Scheme != "https" {
+		return ""
+	}
+	address := u.Host
+	if u.Port() == "" {
+		address = net.JoinHostPort(u.Hostname(), "443")
+	}
+	data, _ := os.ReadFile(installedPath(address)) // without it the system's CAs decide
+	return string(data)
+}
+
 // agreed asks a person to compare the fingerprint, unless it was given.
 func (o *trustOptions) agreed(cmd *cobra.Command) error {
 	if o.fingerprint != "" {
@@ -139,12 +176,12 @@ type trustFile struct {
 	content   []byte
 }
 
+// trustFiles leaves containerd's hosts.toml alone: without one it takes the CA beside it, and one that is there is somebody's.
 func trustFiles(address string, ca []byte) []trustFile {
-	hosts := fmt.Appendf(nil, "server = \"https://%s\"\n\n[host.\"https://%s\"]\n  ca = \"/etc/containerd/certs.d/%s/ca.crt\"\n", address, address, address)
 	return []trustFile{
 		{"Docker", "/etc/docker/certs.d/" + address + "/ca.crt", ca},
 		{"Podman, Buildah, Skopeo, CRI-O", "/etc/containers/certs.d/" + address + "/ca.crt", bytes.Clone(ca)},
 		{"containerd", "/etc/containerd/certs.d/" + address + "/ca.crt", bytes.Clone(ca)},
-		{"containerd", "/etc/containerd/certs.d/" + address + "/hosts.toml", hosts},
+		{"pier", installedPath(address), bytes.Clone(ca)},
 	}
 }
