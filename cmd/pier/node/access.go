@@ -1,16 +1,29 @@
 package node
 
 import (
+	"errors"
 	"fmt"
+	"net/mail"
 	"net/netip"
 	"net/url"
 	"strings"
+
+	"pier/api/acme"
+)
+
+const (
+	// tlsACME is the value of the setting tls for certificates of an ACME server.
+	tlsACME          = "acme"
+	defaultDirectory = "https://acme-v02.api.letsencrypt.org/directory"
 )
 
 // AccessConfig is how clients come in and how they are told apart.
 type AccessConfig struct {
-	TLS               string // auto, or nothing
+	TLS               string // auto, acme, or nothing
 	TLSCert, TLSKey   string
+	ACMEDirectory     string
+	ACMEEmail         string
+	ACMECAFile        string
 	PublicNames       []string
 	PublicURL         string
 	TrustedProxies    []string
@@ -28,10 +41,13 @@ func accessSettings() []Setting {
 		}
 	}
 	return []Setting{
-		text("tls", "auto: HTTPS with a certificate of the cluster's own authority (pier ca prints it); empty: HTTP, or tls-cert", func(c *Config) *string { return &c.Access.TLS }),
+		text("tls", "auto: HTTPS with a certificate of the cluster's own authority (pier ca prints it); acme: of an ACME server such as Let's Encrypt; empty: HTTP, or tls-cert", func(c *Config) *string { return &c.Access.TLS }),
 		text("tls-cert", "HTTPS with this certificate, PEM; read again when it changes", func(c *Config) *string { return &c.Access.TLSCert }),
 		text("tls-key", "its key", func(c *Config) *string { return &c.Access.TLSKey }),
-		list("public-name", "names and addresses that clients use, for the certificate of tls auto", func(c *Config) *[]string { return &c.Access.PublicNames }),
+		list("public-name", "names and addresses that clients use, for the certificate of tls auto; with tls acme, the names to get certificates for", func(c *Config) *[]string { return &c.Access.PublicNames }),
+		text("acme-directory", "directory of the ACME server; by tls acme you agree to its terms of service", func(c *Config) *string { return &c.Access.ACMEDirectory }),
+		text("acme-email", "where the ACME server may write to about the certificates", func(c *Config) *string { return &c.Access.ACMEEmail }),
+		text("acme-ca-file", "certificates to trust about the ACME server, PEM, beside the system's", func(c *Config) *string { return &c.Access.ACMECAFile }),
 		text("public-url", "where clients reach the registry, when it isn't what they ask for", func(c *Config) *string { return &c.Access.PublicURL }),
 		list("trusted-proxies", "networks whose X-Forwarded-* headers are believed, such as 10.0.0.0/8", func(c *Config) *[]string { return &c.Access.TrustedProxies }),
 		truth("insecure-http", "start with access control and without TLS even where others can listen in on passwords", func(c *Config) *bool { return &c.Access.InsecureHTTP }),
@@ -47,8 +63,8 @@ func (a AccessConfig) problems() []problem {
 			out = append(out, problem{setting, fmt.Errorf(format, args...)})
 		}
 	}
-	check(a.TLS == "" || a.TLS == "auto", "tls", "%q: want auto, or nothing", a.TLS)
-	check(a.TLS == "" || a.TLSCert == "", "tls", "either auto or tls-cert")
+	check(a.TLS == "" || a.TLS == "auto" || a.TLS == tlsACME, "tls", "%q: want auto, acme, or nothing", a.TLS)
+	check(a.TLS == "" || a.TLSCert == "", "tls", "either %s or tls-cert", a.TLS)
 	check((a.TLSCert == "") == (a.TLSKey == ""), "tls-key", "tls-cert and tls-key belong together")
 	for _, p := range a.TrustedProxies {
 		_, err := netip.ParsePrefix(p)
@@ -56,7 +72,35 @@ func (a AccessConfig) problems() []problem {
 	}
 	u, err := url.Parse(a.PublicURL)
 	check(a.PublicURL == "" || err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "", "public-url", "%q is no URL such as https://registry.lan", a.PublicURL)
+	if a.TLS == tlsACME {
+		out = append(out, a.acmeProblems()...)
+	}
 	check((a.AdminUser == "") == (a.AdminPasswordFile == ""), "admin-password-file", "admin-user and admin-password-file belong together")
+	return out
+}
+
+// secure tells whether clients come by HTTPS.
+func (a AccessConfig) secure() bool { return a.TLS != "" || a.TLSCert != "" }
+
+func (a AccessConfig) acmeProblems() []problem {
+	var out []problem
+	if len(a.PublicNames) == 0 {
+		out = append(out, problem{"public-name", errors.New("tls acme needs at least one name to get a certificate for")})
+	}
+	for _, name := range a.PublicNames {
+		if !acme.IsName(name) {
+			out = append(out, problem{"public-name", fmt.Errorf("%q: an ACME server gives certificates for plain host names in lower case (no addresses, no *; other letters as xn--…)", name)})
+		}
+	}
+	u, err := url.Parse(a.ACMEDirectory)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		out = append(out, problem{"acme-directory", fmt.Errorf("%q is no URL such as %s", a.ACMEDirectory, defaultDirectory)})
+	}
+	if a.ACMEEmail != "" {
+		if at, err := mail.ParseAddress(a.ACMEEmail); err != nil || at.Address != a.ACMEEmail {
+			out = append(out, problem{"acme-email", fmt.Errorf("%q is no address such as ops@example.org", a.ACMEEmail)})
+		}
+	}
 	return out
 }
 

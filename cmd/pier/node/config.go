@@ -56,7 +56,7 @@ func Default() Config {
 	return Config{
 		Name: name, DataDir: "./data", Listen: "127.0.0.1:5000", ClusterListen: "127.0.0.1:7000", LogFormat: "text", LogLevel: "info",
 		AccessLog: true, RaftTimeout: time.Second, RepairDelay: 15 * time.Minute, MaxVoters: 5, DiskReserve: Reserve{Share: 0.05},
-		UploadTTL: 24 * time.Hour, MaxInFlight: 1024, ControlSocket: true,
+		UploadTTL: 24 * time.Hour, MaxInFlight: 1024, ControlSocket: true, Access: AccessConfig{ACMEDirectory: defaultDirectory},
 	}
 }
 

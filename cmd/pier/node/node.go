@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"pier/api/auth"
 	"pier/cluster"
 	"pier/cluster/port"
 	"pier/fsm"
@@ -58,7 +57,7 @@ type Node struct {
 	logger    *slog.Logger
 	lock      *os.File
 	public    *frontDoor
-	certs     *auth.Certificates // nil without TLS
+	certs     certificates // nil without TLS
 	authority authority
 	socket    *frontDoor
 	fatal     chan error
@@ -183,9 +182,6 @@ func (n *Node) Run(ctx context.Context) error {
 	for _, door := range n.doors() {
 		group.Go(func() error { return door.run(doors) })
 	}
-	if n.certs != nil {
-		group.Go(func() error { return n.certs.Run(doors) })
-	}
 	err := n.live(ctx)
 	stopDoors()
 	return errors.Join(err, group.Wait())
@@ -220,6 +216,11 @@ func (n *Node) liveOnce(ctx context.Context, inst *instance) (*joinOrder, error)
 	group.Go(func() error { return inst.run(runCtx) })
 	group.Go(func() error { return n.watchReady(runCtx, inst) })
 	group.Go(func() error { return n.firstUser(runCtx, inst, inst.log) })
+	renewing, stopRenewing := context.WithCancel(runCtx)
+	defer stopRenewing()
+	if n.certs != nil {
+		group.Go(func() error { return n.certs.Run(renewing) })
+	}
 	n.public.serve(inst.api.Handler())
 	if n.socket != nil {
 		n.socket.serve(inst.api.Control())
@@ -229,6 +230,7 @@ func (n *Node) liveOnce(ctx context.Context, inst *instance) (*joinOrder, error)
 	var cause error
 	select {
 	case <-ctx.Done():
+		stopRenewing() // while the cluster can still be told
 		n.drain(inst)
 	case <-n.killed:
 		for _, door := range n.doors() {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -37,9 +38,18 @@ func (a *authority) Load() (*auth.Authority, error) {
 	return nil, errors.New("this node has no cluster secret yet")
 }
 
+// certificates are what the API port shows.
+type certificates interface {
+	Run(ctx context.Context) error
+	TLS() *tls.Config
+	Fault() error
+}
+
 // certificates gives what the settings ask for; nil where clients come by HTTP.
-func (n *Node) certificates() (*auth.Certificates, error) {
+func (n *Node) certificates() (certificates, error) {
 	switch a := n.cfg.Access; {
+	case a.TLS == tlsACME:
+		return n.keeper()
 	case a.TLS == "auto":
 		return auth.FromAuthority(n.authority.Load, n.hosts, n.opts.Tuning.Clock, n.logger)
 	case a.TLSCert != "":
@@ -97,7 +107,7 @@ func (n *Node) Exposure() (string, bool) {
 // closed tells whether access control is in force, or about to be.
 func (n *Node) closed(a fsm.Access) bool { return a.On || n.cfg.Access.AdminUser != "" && !a.Decided }
 
-func (n *Node) secure() bool { return n.cfg.Access.TLS != "" || n.cfg.Access.TLSCert != "" }
+func (n *Node) secure() bool { return n.cfg.Access.secure() }
 
 // isLoopback tells whether only this machine reaches the address.
 func isLoopback(address string) bool {

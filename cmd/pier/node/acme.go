@@ -1,0 +1,79 @@
+package node
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"pier/api/acme"
+	"pier/fsm"
+)
+
+var _ acme.Store = (*acmeStore)(nil)
+
+// acmeReadWait bounds the wait for a quorum before a question of an ACME server is answered from this node's own state.
+const acmeReadWait = 5 * time.Second
+
+// keeper gets certificates from an ACME server, as the settings say.
+func (n *Node) keeper() (*acme.Keeper, error) {
+	a := n.cfg.Access
+	cfg := acme.Config{
+		Names: a.PublicNames, Directory: a.ACMEDirectory, Email: a.ACMEEmail,
+		Node: func() string { return n.cfg.Name + " " + n.ID() }, UserAgent: "pier/" + n.opts.Version, Store: &acmeStore{node: n}, Logger: n.logger,
+	}
+	if a.ACMECAFile != "" {
+		pem, err := os.ReadFile(a.ACMECAFile)
+		if err != nil {
+			return nil, fmt.Errorf("acme-ca-file: %w", err)
+		}
+		if cfg.Roots, err = x509.SystemCertPool(); err != nil {
+			cfg.Roots = x509.NewCertPool() // a system without any
+		}
+		if !cfg.Roots.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("acme-ca-file: %s holds no certificate in PEM", a.ACMECAFile)
+		}
+	}
+	return acme.New(cfg)
+}
+
+// acmeStore keeps what belongs to certificates in the replicated state of whatever cluster the node is in.
+type acmeStore struct{ node *Node }
+
+func (s *acmeStore) Local(name string) ([]byte, uint64, error) {
+	doc, _, err := s.node.instance().state.Document(fsm.KindACME, name)
+	return doc.Body, doc.Generation, err
+}
+
+func (s *acmeStore) Current(ctx context.Context, name string) ([]byte, uint64, error) {
+	bounded, cancel := context.WithTimeout(ctx, acmeReadWait)
+	defer cancel()
+	if err := s.node.instance().log.Current(bounded); err != nil && ctx.Err() != nil {
+		return nil, 0, ctx.Err()
+	}
+	return s.Local(name)
+}
+
+func (s *acmeStore) Put(ctx context.Context, name string, body []byte, was uint64) (uint64, error) {
+	answer, err := s.node.instance().log.Propose(ctx, fsm.PutDocument{Document: fsm.Document{Kind: fsm.KindACME, Name: name, Body: body}, Was: was})
+	if err != nil {
+		return 0, changed(err)
+	}
+	return answer.(fsm.DocumentAnswer).Generation, nil
+}
+
+func (s *acmeStore) Delete(ctx context.Context, name string, was uint64) error {
+	_, err := s.node.instance().log.Propose(ctx, fsm.DeleteDocument{Kind: fsm.KindACME, Name: name, Was: was})
+	return changed(err)
+}
+
+func changed(err error) error {
+	for _, is := range []error{fsm.ErrDocumentExists, fsm.ErrDocumentUnknown, fsm.ErrDocumentChanged} {
+		if errors.Is(err, is) {
+			return acme.ErrChanged
+		}
+	}
+	return err
+}
