@@ -119,6 +119,7 @@ type API struct {
 	cluster Cluster
 	logger  *slog.Logger
 	gate    *gate
+	desk    *desk
 	memory  *semaphore.Weighted // bytes of manifests that are being pushed
 	metrics *metrics
 	access  *access
@@ -142,6 +143,7 @@ func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cl
 	a := &API{
 		cfg: cfg, state: state, blobs: blobs, log: log, cluster: cluster, logger: cfg.Logger,
 		gate:    newGate(cfg.MaxInFlight, cfg.MaxQueue, cfg.QueueWait),
+		desk:    newDesk(),
 		memory:  semaphore.NewWeighted(manifestMemory),
 		metrics: newMetrics(cfg),
 	}
@@ -196,8 +198,8 @@ func (a *API) router(full bool) http.Handler {
 	}))
 	r.Handle("/v2", registry)
 	r.Handle("/v2/*", registry)
-	r.Get(tokenPath, a.plain("token", a.getToken))
-	r.Post(tokenPath, a.plain("token", a.postToken))
+	r.Get(tokenPath, a.atDesk(a.getToken))
+	r.Post(tokenPath, a.atDesk(a.postToken))
 	r.Get("/healthz", a.healthz)
 	r.Head("/healthz", a.healthz)
 	r.Get("/readyz", a.readyz)

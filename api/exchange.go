@@ -150,6 +150,7 @@ func (a *API) finished(x *exchange, r *http.Request, took time.Duration) {
 	if x.fault != nil {
 		a.logger.Warn("request failed", "request", x.id, "method", r.Method, "path", r.URL.Path, "status", x.status, "err", x.fault)
 	}
+	a.hintProxy(x, r)
 	a.audited(x, r)
 	if a.cfg.AccessLog == nil {
 		return

@@ -13,6 +13,7 @@ const (
 type failures struct {
 	free    int // this many cost nothing
 	longest time.Duration
+	memory  time.Duration
 	seen    map[string]failure
 }
 
@@ -22,7 +23,7 @@ type failure struct {
 }
 
 func newFailures(free int, longest time.Duration) *failures {
-	return &failures{free: free, longest: longest, seen: make(map[string]failure)}
+	return &failures{free: free, longest: longest, memory: failureMemory, seen: make(map[string]failure)}
 }
 
 // note counts one more. The pauses double from half a second.
@@ -31,7 +32,7 @@ func (f *failures) note(key string, now time.Time) {
 		f.makeRoom(now)
 	}
 	was := f.seen[key]
-	if now.Sub(was.last) > failureMemory {
+	if now.Sub(was.last) > f.memory {
 		was.count = 0
 	}
 	f.seen[key] = failure{count: was.count + 1, last: now}
@@ -40,7 +41,7 @@ func (f *failures) note(key string, now time.Time) {
 // makeRoom forgets what is old, and a part of the rest where that is not enough: a flood of names must not fill memory.
 func (f *failures) makeRoom(now time.Time) {
 	for key, was := range f.seen {
-		if now.Sub(was.last) > failureMemory {
+		if now.Sub(was.last) > f.memory {
 			delete(f.seen, key)
 		}
 	}
@@ -55,7 +56,7 @@ func (f *failures) makeRoom(now time.Time) {
 // count is how many there were of late.
 func (f *failures) count(key string, now time.Time) int {
 	was := f.seen[key]
-	if now.Sub(was.last) > failureMemory {
+	if now.Sub(was.last) > f.memory {
 		return 0
 	}
 	return was.count
@@ -66,7 +67,7 @@ func (f *failures) forget(key string) { delete(f.seen, key) }
 // pause is what is left to wait.
 func (f *failures) pause(key string, now time.Time) time.Duration {
 	was, ok := f.seen[key]
-	if !ok || was.count < f.free || now.Sub(was.last) > failureMemory {
+	if !ok || was.count < f.free || now.Sub(was.last) > f.memory {
 		return 0
 	}
 	wait := min(firstPause<<min(was.count-f.free, 16), f.longest)

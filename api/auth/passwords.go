@@ -35,8 +35,10 @@ const (
 
 	cacheLife  = time.Minute
 	cacheLimit = 10_000
-	maxWaiting = 64 // logins that wait for a bcrypt
-	maxMisses  = 20 // of an account from a source, before what is remembered of it doesn't count there
+	maxWaiting = 64                 // logins that wait for a bcrypt
+	maxFromOne = 32                 // of those, from one source
+	maxMisses  = 20                 // of an account from a source, before what is remembered of it doesn't count there
+	knownLife  = 7 * 24 * time.Hour // that an account was right from a source
 
 	// dummyHash is compared where there is no hash, so that an unknown name takes as long as a wrong password. Of the same
 	// cost; what it is the hash of was thrown away, and would let nobody in.
@@ -81,19 +83,24 @@ type Logins struct {
 
 	mu       sync.Mutex
 	waiting  int
+	from     map[string]int                  // of those that wait, by source
 	verified map[[sha256.Size]byte]time.Time // end, by keyed hash of name, hash and password
 	accounts *failures
 	sources  *failures
 	misses   *failures // by account and source together
+	known    *failures // the same, of those that were right
 }
 
 // NewLogins makes a checker that knows of no failures yet.
 func NewLogins(now func() time.Time) *Logins {
-	return &Logins{
+	l := &Logins{
 		now: now, key: []byte(rand.Text()), dummy: []byte(dummyHash), compare: bcrypt.CompareHashAndPassword,
 		runs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), verified: make(map[[sha256.Size]byte]time.Time),
 		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second), misses: newFailures(0, 0),
+		known: newFailures(0, 0), from: make(map[string]int),
 	}
+	l.known.memory = knownLife
+	return l
 }
 
 // Login gives the caller with that name and password. ErrWrongLogin says no in the same words and the same time for a
@@ -108,7 +115,7 @@ func (l *Logins) Login(ctx context.Context, d *Directory, name, password, source
 		c.Until = s.Expires
 		return c, nil
 	}
-	account, from := accountKey(name), sourceKey(source)
+	account, from := accountKey(name), SourceKey(source)
 	seen := l.digest(p, password, from)
 	if !l.remembers(seen, account, from) {
 		if err := l.check(ctx, p, account, password, from); err != nil {
@@ -129,8 +136,8 @@ func accountKey(name string) string {
 	return strings.Clone(name)
 }
 
-// sourceKey is what is kept of an address: of IPv6 the network, in which one machine may have any address.
-func sourceKey(source string) string {
+// SourceKey is what is kept of an address: of IPv6 the network, in which one machine may have any address.
+func SourceKey(source string) string {
 	ip, err := netip.ParseAddr(source)
 	if err != nil || ip.Unmap().Is4() {
 		return source
@@ -146,7 +153,7 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 	if err := l.tooSoon(name, source); err != nil {
 		return err
 	}
-	if err := l.enter(ctx); err != nil {
+	if err := l.enter(ctx, source); err != nil {
 		return err
 	}
 	defer func() { <-l.runs }()
@@ -170,6 +177,7 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 		return ErrWrongLogin
 	}
 	l.accounts.forget(name)
+	l.known.note(missKey(name, source), l.now())
 	return nil
 }
 
@@ -194,19 +202,23 @@ func (l *Logins) secretOf(p Principal, text string) (found Secret, ok bool) {
 	return found, ok
 }
 
-// enter waits for a place among the bcrypt runs.
-func (l *Logins) enter(ctx context.Context) error {
+// enter waits for a place among the bcrypt runs. No source has the whole line to itself.
+func (l *Logins) enter(ctx context.Context, source string) error {
 	l.mu.Lock()
-	if l.waiting >= maxWaiting {
+	if l.waiting >= maxWaiting || l.from[source] >= maxFromOne {
 		l.mu.Unlock()
 		return &TooManyLoginsError{RetryAfter: time.Second}
 	}
 	l.waiting++
+	l.from[source]++
 	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()
+		defer l.mu.Unlock()
 		l.waiting--
-		l.mu.Unlock()
+		if l.from[source]--; l.from[source] == 0 {
+			delete(l.from, source)
+		}
 	}()
 	select {
 	case l.runs <- struct{}{}:
@@ -216,10 +228,16 @@ func (l *Logins) enter(ctx context.Context) error {
 	}
 }
 
+// tooSoon tells how long a login has to wait for the wrong ones before it. An account that was right from there of late
+// doesn't, until it has been wrong from there a few times: else strangers could keep it out with wrong passwords of theirs,
+// and one who guesses all that come through the same proxy.
 func (l *Logins) tooSoon(name, source string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
+	if key := missKey(name, source); l.known.count(key, now) > 0 && l.misses.count(key, now) < maxMisses {
+		return nil
+	}
 	if wait := max(l.accounts.pause(name, now), l.sources.pause(source, now)); wait > 0 {
 		return &TooManyLoginsError{RetryAfter: wait}
 	}

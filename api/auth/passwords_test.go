@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -116,7 +117,7 @@ func TestGuessingIsSlowedDown(t *testing.T) {
 	for i := range 40 {
 		_ = login("user"+string(rune('a'+i)), "guess", "192.0.2.1")
 	}
-	if err := login("bob", "bob's other", "192.0.2.1"); !errors.As(err, &slowed) {
+	if err := login("carol", "guess", "192.0.2.1"); !errors.As(err, &slowed) {
 		t.Errorf("an address that tries many names: %v", err)
 	}
 }
@@ -240,14 +241,23 @@ func TestLoginsAreBounded(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	d := NewDirectory(true, nil, nil)
-	answers := make(chan error, maxWaiting+1)
-	for range maxWaiting + 1 {
+	answers := make(chan error, maxWaiting+2)
+	login := func(source string) {
 		go func() {
-			_, err := l.Login(ctx, d, "x", "y", "z")
+			_, err := l.Login(ctx, d, "x", "y", source)
 			answers <- err
 		}()
 	}
 	var slowed *TooManyLoginsError
+	for range maxFromOne + 1 {
+		login("the flood's")
+	}
+	if err := <-answers; !errors.As(err, &slowed) {
+		t.Errorf("one too many from one source: %v", err)
+	}
+	for i := range maxWaiting - maxFromOne + 1 {
+		login(strconv.Itoa(i))
+	}
 	if err := <-answers; !errors.As(err, &slowed) {
 		t.Errorf("one too many: %v", err)
 	}
@@ -256,6 +266,46 @@ func TestLoginsAreBounded(t *testing.T) {
 		if err := <-answers; !errors.Is(err, context.Canceled) {
 			t.Errorf("one that waits: %v", err)
 		}
+	}
+}
+
+// Strangers who guess at an account, or who come through the same proxy, don't keep out who was right from there before.
+func TestGuessersDontKeepOthersOut(t *testing.T) {
+	l, c := logins(t)
+	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser, Password: cheapHash(t, "right one")}, {Name: "bob", Kind: KindUser, Password: cheapHash(t, "bob's own")}}, nil)
+	login := func(name, password, source string) error {
+		_, err := l.Login(t.Context(), d, name, password, source)
+		return err
+	}
+	const home, proxy = "192.0.2.9", "192.0.2.1"
+	for _, source := range []string{home, proxy} {
+		if err := login("alice", "right one", source); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.pass(24 * time.Hour) // nothing is remembered but that she was right
+	for i := range 60 {
+		_ = login("alice", "guess", "198.51.100."+strconv.Itoa(i))
+		_ = login("user"+strconv.Itoa(i), "guess", proxy)
+	}
+	for _, source := range []string{home, proxy} {
+		if err := login("alice", "right one", source); err != nil {
+			t.Errorf("alice at %s: %v", source, err)
+		}
+	}
+	var slowed *TooManyLoginsError
+	if err := login("bob", "bob's own", proxy); !errors.As(err, &slowed) {
+		t.Errorf("who was never right from there: %v", err)
+	}
+	c.pass(knownLife + time.Second)
+	for i := range 60 {
+		_ = login("alice", "guess", "198.51.100."+strconv.Itoa(i))
+	}
+	if err := login("alice", "right one", home); !errors.As(err, &slowed) {
+		t.Errorf("after a week: %v", err)
+	}
+	if len(l.from) != 0 {
+		t.Errorf("%v are said to wait", l.from)
 	}
 }
 

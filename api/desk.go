@@ -1,0 +1,124 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"pier/api/auth"
+)
+
+const (
+	deskPlaces  = 512 // requests for tokens at a time, most of which wait
+	deskFromOne = 128 // of those, from one source
+	deskRate    = 100 // a second from one source; what comes quicker waits for its turn
+	deskBurst   = 500
+	deskWait    = 2 * time.Second
+	deskSources = 10_000 // whose pace is remembered
+)
+
+// desk is where tokens are asked for. It stands outside the gate of the registry, so that who has a token isn't kept waiting
+// by those who ask for one; it bounds how many are at it, and how fast one source may ask.
+type desk struct {
+	hints rate.Sometimes
+
+	mu     sync.Mutex
+	inside int
+	from   map[string]int
+	pace   map[string]*rate.Limiter
+}
+
+func newDesk() *desk {
+	return &desk{hints: rate.Sometimes{Interval: time.Minute}, from: make(map[string]int), pace: make(map[string]*rate.Limiter)}
+}
+
+// enter waits for the source's turn; leave gives the place back.
+func (d *desk) enter(ctx context.Context, source string) error {
+	d.mu.Lock()
+	if d.inside >= deskPlaces || d.from[source] >= deskFromOne {
+		d.mu.Unlock()
+		return flood("requests for tokens")
+	}
+	turn := d.paceOf(source).Reserve()
+	wait := turn.Delay()
+	if wait > deskWait {
+		turn.Cancel()
+		d.mu.Unlock()
+		return flood("requests for tokens")
+	}
+	d.inside++
+	d.from[source]++
+	d.mu.Unlock()
+	if wait == 0 {
+		return nil
+	}
+	if err := pause(ctx, wait); err != nil {
+		d.leave(source)
+		return err
+	}
+	return nil
+}
+
+func (d *desk) leave(source string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.inside--
+	if d.from[source]--; d.from[source] == 0 {
+		delete(d.from, source)
+	}
+}
+
+// paceOf is the source's limiter. Those that have their whole burst again are as good as new ones, and go when there are
+// many; then any.
+func (d *desk) paceOf(source string) *rate.Limiter {
+	l, ok := d.pace[source]
+	if ok {
+		return l
+	}
+	if len(d.pace) >= deskSources {
+		for s, l := range d.pace {
+			if l.Tokens() >= deskBurst {
+				delete(d.pace, s)
+			}
+		}
+		for s := range d.pace {
+			if len(d.pace) < deskSources*9/10 {
+				break
+			}
+			delete(d.pace, s)
+		}
+	}
+	l = rate.NewLimiter(deskRate, deskBurst)
+	d.pace[source] = l
+	return l
+}
+
+// atDesk serves a request for a token.
+func (a *API) atDesk(serve func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
+	return a.plain("token", func(w http.ResponseWriter, r *http.Request) error {
+		if isCrowded(r.Context()) {
+			w.Header().Set("Connection", "close")
+			return flood("connections")
+		}
+		source := auth.SourceKey(a.access.source(r))
+		if err := a.desk.enter(r.Context(), source); err != nil {
+			return err
+		}
+		defer a.desk.leave(source)
+		return serve(w, r)
+	})
+}
+
+// hintProxy tells whoever reads the log when clients are slowed down by an address that speaks for many.
+func (a *API) hintProxy(x *exchange, r *http.Request) {
+	if x.status != http.StatusTooManyRequests || r.Header.Get("X-Forwarded-For") == "" || a.access.trusts(r.RemoteAddr) {
+		return
+	}
+	a.desk.hints.Do(func() {
+		a.logger.Warn("clients are slowed down by the address that they share; if it is your proxy, name it in trusted-proxies",
+			"address", hostOf(r.RemoteAddr), "request", x.id)
+	})
+}
