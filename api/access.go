@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"pier/api/auth"
+	"pier/api/identity"
 	"pier/fsm"
 )
 
@@ -60,13 +62,15 @@ type access struct {
 	cfg    Access
 	state  *fsm.State
 	logins *auth.Logins
+	people *identity.People // of the providers that the picture names
+	logger *slog.Logger
 
 	mu      sync.Mutex
 	version uint64
 	current *auth.Directory
 }
 
-func newAccess(cfg Access, state *fsm.State) *access {
+func newAccess(cfg Access, state *fsm.State, logger *slog.Logger) *access {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -75,7 +79,8 @@ func newAccess(cfg Access, state *fsm.State) *access {
 	}
 	orDefault(&cfg.TokenLife, 5*time.Minute)
 	orDefault(&cfg.RefreshLife, 30*24*time.Hour)
-	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now)}
+	people := identity.NewPeople()
+	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now, people), people: people, logger: logger}
 }
 
 // directory is who there is, as this node's state has it.
@@ -101,15 +106,17 @@ func (x *access) versioned() (*auth.Directory, uint64, error) {
 		return nil, 0, fmt.Errorf("read who has access: %w", err)
 	}
 	a.On = a.On || x.cfg.Closed && !a.Decided
-	x.version, x.current = a.Version, directoryOf(a)
+	providers := x.providersOf(a.Providers)
+	x.people.Set(providers)
+	x.version, x.current = a.Version, directoryOf(a, providers)
 	return x.current, x.version, nil
 }
 
-func directoryOf(a fsm.Access) *auth.Directory {
+func directoryOf(a fsm.Access, providers []identity.Provider) *auth.Directory {
 	principals := make([]auth.Principal, 0, len(a.Principals))
 	for _, p := range a.Principals {
 		to := auth.Principal{
-			Name: p.Name, Kind: auth.KindUser, Password: p.Password, Groups: p.Groups, Disabled: p.Disabled,
+			Name: p.Name, Kind: auth.KindUser, Password: p.Password, Provider: p.Provider, Groups: p.Groups, Disabled: p.Disabled,
 			Expires: instant(p.Expires), Generation: p.Generation,
 		}
 		if p.Robot {
@@ -126,7 +133,11 @@ func directoryOf(a fsm.Access) *auth.Directory {
 			grants = append(grants, auth.Grant{Subject: g.Subject, Right: right, Pattern: g.Pattern})
 		}
 	}
-	return auth.NewDirectory(a.On, principals, grants)
+	known := make([]auth.Provider, 0, len(providers))
+	for _, p := range providers {
+		known = append(known, auth.Provider{Name: p.Name, Generation: p.Generation, Passwords: p.LDAP != nil})
+	}
+	return auth.NewDirectory(a.On, principals, grants, known...)
 }
 
 // instant is a time of the state, of which 0 is none.
@@ -163,7 +174,7 @@ func (x *access) identify(r *http.Request, d *auth.Directory) (auth.Caller, erro
 			return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization header is not NAME:PASSWORD in base64")
 		}
 		c, err := x.logins.Login(r.Context(), d, name, password, x.source(r))
-		return c, explainLogin(err)
+		return c, x.explain(err)
 	}
 	return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization scheme is not known here; Bearer and Basic are")
 }
@@ -191,8 +202,8 @@ const codeUnauthorized = "UNAUTHORIZED"
 
 var errBadToken error = refuse(http.StatusUnauthorized, codeUnauthorized, "the token is not valid here, or its user has changed since; log in again")
 
-// explainLogin gives a failed login its answer; the same for a name that doesn't exist.
-func explainLogin(err error) error {
+// explain gives a failed login its answer; the same for a name that doesn't exist. Which provider doesn't answer is said in the log.
+func (x *access) explain(err error) error {
 	var many *auth.TooManyLoginsError
 	switch {
 	case errors.As(err, &many):
@@ -201,6 +212,9 @@ func explainLogin(err error) error {
 		return p
 	case errors.Is(err, auth.ErrWrongLogin):
 		return refuse(http.StatusUnauthorized, codeUnauthorized, "%s", err.Error())
+	case errors.Is(err, auth.ErrNoAnswer):
+		x.logger.Warn("a login can't be checked", "err", err)
+		return &Unavailable{Reason: "the login can't be checked at the moment; tokens and other users go on working", Err: err}
 	}
 	return err
 }

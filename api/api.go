@@ -147,7 +147,7 @@ func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cl
 		memory:  semaphore.NewWeighted(manifestMemory),
 		metrics: newMetrics(cfg),
 	}
-	a.access, a.maxLooked = newAccess(cfg.Access, state), maxLooked
+	a.access, a.maxLooked = newAccess(cfg.Access, state, cfg.Logger), maxLooked
 	a.table = map[kind]map[string]endpoint{
 		kindRoot:      {"GET": {needsCaller, a.getRoot}},
 		kindCatalog:   {"GET": {needsCatalog, a.getCatalog}},

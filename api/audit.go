@@ -239,6 +239,13 @@ func targetOf(in any) string {
 	switch in := in.(type) {
 	case client.UserRequest:
 		said = in.Name
+		if in.Provider != "" {
+			said += " provider=" + in.Provider
+		}
+	case client.ProviderRequest:
+		said = in.Provider.Name + " " + in.Provider.Kind()
+	case client.ProviderTest:
+		said = in.Name + " user=" + in.User
 	case client.PrincipalChange:
 		said = in.Name
 		if in.Password != nil {

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -26,7 +27,7 @@ func (a *API) getAccess(r *http.Request) (any, error) {
 	}
 	out := client.Access{On: access.On, Principals: []client.Principal{}, Grants: []client.Grant{}}
 	for _, p := range access.Principals {
-		to := client.Principal{Name: p.Name, Kind: "user", Groups: append([]string{}, p.Groups...), Disabled: p.Disabled, Expires: wireTime(p.Expires)}
+		to := client.Principal{Name: p.Name, Kind: "user", Groups: append([]string{}, p.Groups...), Disabled: p.Disabled, Expires: wireTime(p.Expires), Provider: p.Provider}
 		if p.Robot {
 			to.Kind = "robot"
 		}
@@ -50,6 +51,9 @@ func wireTime(ms int64) *time.Time {
 }
 
 func (a *API) addUser(r *http.Request, in client.UserRequest) (any, error) {
+	if in.Provider != "" {
+		return a.addOutsider(r, in)
+	}
 	hash := []byte(in.Hash)
 	var err error
 	switch {
@@ -64,7 +68,11 @@ func (a *API) addUser(r *http.Request, in client.UserRequest) (any, error) {
 	if err != nil {
 		return nil, invalid(err)
 	}
-	answer, err := a.propose(r.Context(), fsm.PutPrincipal{Principal: fsm.Principal{Name: in.Name, Password: hash, Groups: in.Groups}})
+	return a.putUser(r, fsm.Principal{Name: in.Name, Password: hash, Groups: in.Groups})
+}
+
+func (a *API) putUser(r *http.Request, p fsm.Principal) (any, error) {
+	answer, err := a.propose(r.Context(), fsm.PutPrincipal{Principal: p})
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +127,9 @@ func (a *API) changePrincipal(r *http.Request, in client.PrincipalChange) (any, 
 		}
 		if p.Robot {
 			return errors.New("a robot has secrets, not a password: rotate it")
+		}
+		if p.Provider != "" {
+			return fmt.Errorf("the password of %s is at the provider %s", p.Name, p.Provider)
 		}
 		hash, err := auth.HashPassword(*in.Password)
 		p.Password = hash

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -51,9 +52,9 @@ func (a *API) postToken(w http.ResponseWriter, r *http.Request) error {
 	switch form := r.PostForm; form.Get("grant_type") {
 	case "password":
 		c, err = a.access.logins.Login(r.Context(), d, form.Get("username"), form.Get("password"), a.access.source(r))
-		err = explainLogin(err)
+		err = a.access.explain(err)
 	case "refresh_token":
-		c, err = a.access.refreshed(form.Get("refresh_token"), d)
+		c, err = a.access.refreshed(r, form.Get("refresh_token"), d)
 	default:
 		err = refuse(http.StatusBadRequest, codeUnsupported, "grant_type is not known here; password and refresh_token are")
 	}
@@ -63,7 +64,7 @@ func (a *API) postToken(w http.ResponseWriter, r *http.Request) error {
 	return a.sendToken(w, d, c, r.PostForm, r.PostForm.Get("access_type") == "offline" && r.PostForm.Get("grant_type") == "password")
 }
 
-func (x *access) refreshed(text string, d *auth.Directory) (auth.Caller, error) {
+func (x *access) refreshed(r *http.Request, text string, d *auth.Directory) (auth.Caller, error) {
 	keys := x.cfg.Keys()
 	if keys == nil {
 		return auth.Caller{}, errBadToken
@@ -72,11 +73,11 @@ func (x *access) refreshed(text string, d *auth.Directory) (auth.Caller, error) 
 	if err != nil {
 		return auth.Caller{}, errBadToken
 	}
-	now, ok := d.Renew(c, x.cfg.Now())
-	if !ok {
+	now, err := x.logins.Again(r.Context(), d, c, x.source(r))
+	if errors.Is(err, auth.ErrWrongLogin) {
 		return auth.Caller{}, errBadToken
 	}
-	return now, nil
+	return now, x.explain(err)
 }
 
 // sendToken signs what the caller gets of what was asked. Less, or nothing, is no error here: the client learns of it
@@ -91,7 +92,9 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 		return refuse(http.StatusBadRequest, codeUnsupported, "%v", err)
 	}
 	now := a.access.cfg.Now()
-	token, err := keys.Issue(c, tokenService, d.Grantable(c, scopes), now, shorter(a.access.cfg.TokenLife, c, now))
+	brief := c
+	brief.Groups = d.Granted(c.Groups)
+	token, err := keys.Issue(brief, tokenService, d.Grantable(c, scopes), now, shorter(a.access.cfg.TokenLife, c, now))
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ var arrows = map[string][]string{
 	"api/client":      {},
 	"api/acme":        {},
 	"api/auth":        {},
-	"api/identity":    {},
+	"api/identity":    {"api/auth", "api/client"},
 	"api/ui":          {},
 	"cluster":         {"cluster/port", "cluster/raftlog"},
 	"blobsync":        {"blobsync/store"},

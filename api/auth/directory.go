@@ -23,7 +23,9 @@ type Principal struct {
 	// Password is a user's bcrypt hash; empty where the user comes in by other ways only.
 	Password []byte
 	// Secrets are a robot's.
-	Secrets  []Secret
+	Secrets []Secret
+	// Provider is who checks the user's password, where the cluster doesn't.
+	Provider string
 	Groups   []string
 	Disabled bool
 	// Expires ends a robot; zero means never.
@@ -45,6 +47,9 @@ type Caller struct {
 	Name       string
 	Groups     []string
 	Generation uint64
+	// Provider vouches for who comes from outside, at this generation of its settings; empty for the cluster's own.
+	Provider           string
+	ProviderGeneration uint64
 	// Until is when what the caller came in with ends, where that is before the caller; zero means never.
 	Until time.Time
 	// Limit is what a token was made for; nil limits nothing.
@@ -63,14 +68,20 @@ type Directory struct {
 	principals map[string]Principal
 	grants     map[string]*patterns
 	list       []Grant
+	providers  map[string]Provider
+	passwords  bool // some provider checks them
 }
 
-// NewDirectory indexes principals and grants. on is whether access control is in force; off, everybody may do everything
-// but change the cluster from afar.
-func NewDirectory(on bool, principals []Principal, grants []Grant) *Directory {
+// NewDirectory indexes principals, grants and providers. on is whether access control is in force; off, everybody may do
+// everything but change the cluster from afar.
+func NewDirectory(on bool, principals []Principal, grants []Grant, providers ...Provider) *Directory {
 	d := &Directory{
 		on: on, principals: make(map[string]Principal, len(principals)), grants: make(map[string]*patterns),
-		list: slices.Clone(grants),
+		list: slices.Clone(grants), providers: make(map[string]Provider, len(providers)),
+	}
+	for _, p := range providers {
+		d.providers[p.Name] = p
+		d.passwords = d.passwords || p.Passwords
 	}
 	for _, p := range principals {
 		d.principals[p.Name] = p
@@ -95,13 +106,19 @@ func (d *Directory) Find(name string) (Principal, bool) {
 	return p, ok
 }
 
-// Active gives the caller that a principal is, unless it is unknown, disabled or over at that time.
+// Active gives the caller that a principal is, unless it is unknown, disabled or over at that time, or its provider is gone.
 func (d *Directory) Active(name string, now time.Time) (Caller, bool) {
 	p, ok := d.principals[name]
 	if !ok || p.Disabled || !p.Expires.IsZero() && !now.Before(p.Expires) {
 		return Caller{}, false
 	}
-	return Caller{Kind: p.Kind, Name: p.Name, Groups: p.Groups, Generation: p.Generation}, true
+	from, known := d.providers[p.Provider]
+	if p.Provider != "" && !known {
+		return Caller{}, false
+	}
+	return Caller{
+		Kind: p.Kind, Name: p.Name, Groups: p.Groups, Generation: p.Generation, Provider: p.Provider, ProviderGeneration: from.Generation,
+	}, true
 }
 
 // Grants lists the grants of a subject, or all for an empty one.

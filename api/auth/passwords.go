@@ -35,8 +35,6 @@ const (
 
 	cacheLife  = time.Minute
 	cacheLimit = 10_000
-	maxWaiting = 64                 // logins that wait for a bcrypt
-	maxFromOne = 32                 // of those, from one source
 	maxMisses  = 20                 // of an account from a source, before what is remembered of it doesn't count there
 	knownLife  = 7 * 24 * time.Hour // that an account was right from a source
 
@@ -79,33 +77,59 @@ type Logins struct {
 	key     []byte // of this process
 	dummy   []byte
 	compare func(hash, password []byte) error
-	runs    chan struct{}
+	runs    *line // for a bcrypt
+	people  People
+	asks    *line // for a provider
+	even    time.Duration
 
 	mu       sync.Mutex
-	waiting  int
-	from     map[string]int                  // of those that wait, by source
-	verified map[[sha256.Size]byte]time.Time // end, by keyed hash of name, hash and password
+	verified map[[sha256.Size]byte]verified // by keyed hash of name, hash and password
 	accounts *failures
 	sources  *failures
 	misses   *failures // by account and source together
 	known    *failures // the same, of those that were right
 }
 
-// NewLogins makes a checker that knows of no failures yet.
-func NewLogins(now func() time.Time) *Logins {
+// verified is a login that was right: until when that counts, and for whom a provider took it.
+type verified struct {
+	end time.Time
+	who Caller
+}
+
+// NewLogins makes a checker that knows of no failures yet. people are asked about who comes from outside.
+func NewLogins(now func() time.Time, people People) *Logins {
 	l := &Logins{
 		now: now, key: []byte(rand.Text()), dummy: []byte(dummyHash), compare: bcrypt.CompareHashAndPassword,
-		runs: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), verified: make(map[[sha256.Size]byte]time.Time),
+		runs: newLine(max(1, runtime.GOMAXPROCS(0)/2)), people: people, asks: newLine(maxAsks), even: evenAnswers,
+		verified: make(map[[sha256.Size]byte]verified),
 		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second), misses: newFailures(0, 0),
-		known: newFailures(0, 0), from: make(map[string]int),
+		known: newFailures(0, 0),
 	}
 	l.known.memory = knownLife
 	return l
 }
 
 // Login gives the caller with that name and password. ErrWrongLogin says no in the same words and the same time for a
-// name that doesn't exist; a *TooManyLoginsError says not now. source is where the caller comes from, without a port.
+// name that doesn't exist; a *TooManyLoginsError says not now, and ErrNoAnswer that who knows doesn't say. source is where the
+// caller comes from, without a port.
 func (l *Logins) Login(ctx context.Context, d *Directory, name, password, source string) (Caller, error) {
+	if !d.passwords {
+		return l.own(ctx, d, name, password, source)
+	}
+	began := time.Now()
+	login := l.own
+	if _, _, ok := d.asked(name); ok {
+		login = l.outside
+	}
+	c, err := login(ctx, d, name, password, source)
+	if errors.Is(err, ErrWrongLogin) {
+		l.evenOut(ctx, began)
+	}
+	return c, err
+}
+
+// own checks a login by what the cluster knows itself.
+func (l *Logins) own(ctx context.Context, d *Directory, name, password, source string) (Caller, error) {
 	c, active := d.Active(name, l.now())
 	var p Principal
 	if active { // else it is as if there were none: a password that was right must not show
@@ -117,12 +141,12 @@ func (l *Logins) Login(ctx context.Context, d *Directory, name, password, source
 	}
 	account, from := accountKey(name), SourceKey(source)
 	seen := l.digest(p, password, from)
-	if !l.remembers(seen, account, from) {
+	if _, ok := l.remembers(seen, account, from); !ok {
 		if err := l.check(ctx, p, account, password, from); err != nil {
 			l.missed(account, from)
 			return Caller{}, err
 		}
-		l.remember(seen)
+		l.remember(seen, Caller{})
 	}
 	return c, nil
 }
@@ -153,10 +177,10 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 	if err := l.tooSoon(name, source); err != nil {
 		return err
 	}
-	if err := l.enter(ctx, source); err != nil {
+	if err := l.runs.enter(ctx, source); err != nil {
 		return err
 	}
-	defer func() { <-l.runs }()
+	defer l.runs.done()
 	if err := l.tooSoon(name, source); err != nil {
 		return err // those before it in the line were wrong
 	}
@@ -202,32 +226,6 @@ func (l *Logins) secretOf(p Principal, text string) (found Secret, ok bool) {
 	return found, ok
 }
 
-// enter waits for a place among the bcrypt runs. No source has the whole line to itself.
-func (l *Logins) enter(ctx context.Context, source string) error {
-	l.mu.Lock()
-	if l.waiting >= maxWaiting || l.from[source] >= maxFromOne {
-		l.mu.Unlock()
-		return &TooManyLoginsError{RetryAfter: time.Second}
-	}
-	l.waiting++
-	l.from[source]++
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.waiting--
-		if l.from[source]--; l.from[source] == 0 {
-			delete(l.from, source)
-		}
-	}()
-	select {
-	case l.runs <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // tooSoon tells how long a login has to wait for the wrong ones before it. An account that was right from there of late
 // doesn't, until it has been wrong from there a few times: else strangers could keep it out with wrong passwords of theirs,
 // and one who guesses all that come through the same proxy.
@@ -248,17 +246,18 @@ func (l *Logins) tooSoon(name, source string) error {
 // one, and so does another source.
 func (l *Logins) digest(p Principal, password, from string) (out [sha256.Size]byte) {
 	h := hmac.New(sha256.New, l.key)
-	fmt.Fprintf(h, "%s\x00%s\x00%d\x00%s\x00%s", p.Name, p.Password, p.Generation, from, password)
+	fmt.Fprintf(h, "%s\x00%s\x00%d\x00%s\x00%s\x00%s", p.Name, p.Password, p.Generation, p.Provider, from, password)
 	copy(out[:], h.Sum(nil))
 	return out
 }
 
 // remembers tells whether a login was right a moment ago. What is remembered answers without a pause, so that it would tell
 // a right guess from those that have to wait: after a few misses it doesn't count.
-func (l *Logins) remembers(seen [sha256.Size]byte, account, from string) bool {
+func (l *Logins) remembers(seen [sha256.Size]byte, account, from string) (who Caller, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.now().Before(l.verified[seen]) && l.misses.count(missKey(account, from), l.now()) < maxMisses
+	v := l.verified[seen]
+	return v.who, l.now().Before(v.end) && l.misses.count(missKey(account, from), l.now()) < maxMisses
 }
 
 // missed counts a login that didn't come to its end, for whatever reason.
@@ -270,16 +269,16 @@ func (l *Logins) missed(account, from string) {
 
 func missKey(account, from string) string { return account + "\x00" + from }
 
-func (l *Logins) remember(seen [sha256.Size]byte) {
+func (l *Logins) remember(seen [sha256.Size]byte, who Caller) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
 	if len(l.verified) >= cacheLimit {
-		for k, end := range l.verified {
-			if len(l.verified) >= cacheLimit || !now.Before(end) {
+		for k, v := range l.verified {
+			if len(l.verified) >= cacheLimit || !now.Before(v.end) {
 				delete(l.verified, k)
 			}
 		}
 	}
-	l.verified[seen] = now.Add(cacheLife)
+	l.verified[seen] = verified{end: now.Add(cacheLife), who: who}
 }

@@ -43,7 +43,7 @@ func cheapHash(t *testing.T, password string) []byte {
 func logins(t *testing.T) (*Logins, *clock) {
 	t.Helper()
 	c := &clock{at: time.Unix(1_000_000, 0)}
-	l := NewLogins(c.now)
+	l := NewLogins(c.now, nil)
 	if cost, err := bcrypt.Cost(l.dummy); cost != bcryptCost {
 		t.Errorf("an unknown name costs %d, not %d: %v", cost, bcryptCost, err)
 	}
@@ -219,7 +219,7 @@ func TestVerifiedLoginsAreForgotten(t *testing.T) {
 	if _, err := l.Login(t.Context(), NewDirectory(true, []Principal{alice}, nil), "alice", "right one", "x"); err != nil {
 		t.Fatal(err)
 	}
-	if !l.remembers(seen, "alice", "x") {
+	if _, ok := l.remembers(seen, "alice", "x"); !ok {
 		t.Fatal("it is not remembered")
 	}
 	changed := alice
@@ -228,7 +228,7 @@ func TestVerifiedLoginsAreForgotten(t *testing.T) {
 		t.Errorf("the old password: %v", err)
 	}
 	c.pass(cacheLife)
-	if l.remembers(seen, "alice", "x") {
+	if _, ok := l.remembers(seen, "alice", "x"); ok {
 		t.Error("it is remembered for ever")
 	}
 }
@@ -236,8 +236,8 @@ func TestVerifiedLoginsAreForgotten(t *testing.T) {
 // More logins than are checked at a time wait, a few; the rest is sent away.
 func TestLoginsAreBounded(t *testing.T) {
 	l, _ := logins(t)
-	for range cap(l.runs) {
-		l.runs <- struct{}{}
+	for range cap(l.runs.places) {
+		l.runs.places <- struct{}{}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	d := NewDirectory(true, nil, nil)
@@ -304,8 +304,8 @@ func TestGuessersDontKeepOthersOut(t *testing.T) {
 	if err := login("alice", "right one", home); !errors.As(err, &slowed) {
 		t.Errorf("after a week: %v", err)
 	}
-	if len(l.from) != 0 {
-		t.Errorf("%v are said to wait", l.from)
+	if len(l.runs.from) != 0 {
+		t.Errorf("%v are said to wait", l.runs.from)
 	}
 }
 

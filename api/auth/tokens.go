@@ -81,7 +81,11 @@ type claims struct {
 	Kind       Kind    `json:"kind"`
 	Generation uint64  `json:"gen,omitempty"`
 	Access     []Scope `json:"access,omitempty"`
-	limit      *Limit
+	// Of who comes from outside: the state doesn't have them.
+	Provider           string   `json:"provider,omitempty"`
+	ProviderGeneration uint64   `json:"pgen,omitempty"`
+	Groups             []string `json:"groups,omitempty"`
+	limit              *Limit
 }
 
 // Token is a signed token and its end.
@@ -110,6 +114,9 @@ func (k *Keys) issue(c Caller, service string, cl claims, now time.Time, life ti
 	now = now.Truncate(time.Second)
 	t := Token{Issued: now, Expiry: now.Add(life)}
 	cl.Kind, cl.Generation = c.Kind, c.Generation
+	if c.Provider != "" {
+		cl.Provider, cl.ProviderGeneration, cl.Groups = c.Provider, c.ProviderGeneration, boundGroups(c.Groups)
+	}
 	cl.RegisteredClaims = jwt.RegisteredClaims{
 		Issuer: issuer, Subject: c.Name, Audience: jwt.ClaimStrings{service}, ID: rand.Text(),
 		IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(t.Expiry),
@@ -127,7 +134,9 @@ func (k *Keys) Verify(text, service string, now time.Time) (Caller, error) {
 	if err != nil {
 		return Caller{}, err
 	}
-	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation, Limit: cl.limit}, nil
+	c := cl.caller()
+	c.Limit = cl.limit
+	return c, nil
 }
 
 // VerifyRefresh gives the caller of a refresh token.
@@ -136,7 +145,15 @@ func (k *Keys) VerifyRefresh(text, service string, now time.Time) (Caller, error
 	if err != nil {
 		return Caller{}, err
 	}
-	return Caller{Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation, Until: cl.ExpiresAt.Time}, nil
+	c := cl.caller()
+	c.Until = cl.ExpiresAt.Time
+	return c, nil
+}
+
+func (cl *claims) caller() Caller {
+	return Caller{
+		Kind: cl.Kind, Name: cl.Subject, Generation: cl.Generation, Groups: cl.Groups, Provider: cl.Provider, ProviderGeneration: cl.ProviderGeneration,
+	}
 }
 
 // verify checks use and time each time, and all else once.
@@ -201,13 +218,17 @@ func (k *Keys) find(t *jwt.Token) (any, error) {
 }
 
 // Renew gives the caller as it is now, for one that a token names: nothing where the principal is gone, disabled or has
-// changed since. Groups and grants are today's.
+// changed since, or its provider has. Grants are today's, and so are the groups that the state knows.
 func (d *Directory) Renew(c Caller, now time.Time) (Caller, bool) {
 	if c.Kind == KindAnonymous {
 		return c, true
 	}
+	if c.Provider != "" {
+		today, ok := d.Vouched(c, now)
+		return today, ok && today.Generation == c.Generation
+	}
 	today, ok := d.Active(c.Name, now)
-	if !ok || today.Kind != c.Kind || today.Generation != c.Generation {
+	if !ok || today.Kind != c.Kind || today.Generation != c.Generation || today.Provider != "" {
 		return Caller{}, false
 	}
 	today.Limit, today.Until = c.Limit, c.Until

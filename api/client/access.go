@@ -17,6 +17,7 @@ type Access struct {
 type Principal struct {
 	Name     string     `json:"name"`
 	Kind     string     `json:"kind"` // user or robot
+	Provider string     `json:"provider,omitempty"`
 	Groups   []string   `json:"groups"`
 	Disabled bool       `json:"disabled"`
 	Expires  *time.Time `json:"expires,omitempty"`
@@ -37,9 +38,10 @@ type Grant struct {
 	Pattern string `json:"pattern"`
 }
 
-// UserRequest makes a user, with a password or a bcrypt hash that another program made.
+// UserRequest makes a user, with a password, a bcrypt hash that another program made, or the provider that has the password.
 type UserRequest struct {
 	Name     string   `json:"name"`
+	Provider string   `json:"provider,omitempty"`
 	Password string   `json:"password,omitempty"`
 	Hash     string   `json:"hash,omitempty"`
 	Groups   []string `json:"groups,omitempty"`

@@ -32,15 +32,19 @@ func newUser() *cobra.Command {
 
 func (o *userOptions) newAdd() *cobra.Command {
 	var groups []string
+	provider := ""
 	cmd := &cobra.Command{
 		Use: "add NAME", Short: "Make a user; the first one turns access control on and is administrator", Args: cobra.ExactArgs(1),
-		Example: "  pier user add alice\n  pier user add bob --group dev --password-stdin < password.txt",
+		Example: "  pier user add alice\n  pier user add bob --group dev --password-stdin < password.txt\n  pier user add carol --provider corp",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			password, err := o.newPassword(cmd)
-			if err != nil {
-				return err
+			r := client.UserRequest{Name: args[0], Provider: provider, Groups: groups}
+			if provider == "" {
+				var err error
+				if r.Password, err = o.newPassword(cmd); err != nil {
+					return err
+				}
 			}
-			added, err := o.client().AddUser(cmd.Context(), client.UserRequest{Name: args[0], Password: password, Groups: groups})
+			added, err := o.client().AddUser(cmd.Context(), r)
 			if err != nil {
 				return err
 			}
@@ -52,6 +56,7 @@ func (o *userOptions) newAdd() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringSliceVar(&groups, "group", nil, "a group that the user is in; may be repeated")
+	cmd.Flags().StringVar(&provider, "provider", "", "who checks the password (pier provider ls); needed only for grants of the user's own, and to keep one out")
 	o.addStdin(cmd)
 	return cmd
 }
@@ -199,7 +204,7 @@ func (o *controlOptions) newListOf(kind, example string) *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), found)
 			}
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(t, "NAME\tSTATE\tGROUPS\tEXPIRES")
+			fmt.Fprintln(t, "NAME\tSTATE\tGROUPS\tEXPIRES\tPROVIDER")
 			for _, p := range found {
 				state, ends := "active", "never"
 				if p.Disabled {
@@ -208,7 +213,7 @@ func (o *controlOptions) newListOf(kind, example string) *cobra.Command {
 				if p.Expires != nil {
 					ends = p.Expires.Format("2006-01-02 15:04")
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, state, strings.Join(p.Groups, ","), ends)
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", p.Name, state, strings.Join(p.Groups, ","), ends, p.Provider)
 			}
 			return t.Flush()
 		},

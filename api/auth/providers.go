@@ -1,0 +1,99 @@
+package auth
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Provider knows people whom the cluster doesn't: it checks their passwords, or they prove themselves there.
+type Provider struct {
+	Name string
+	// Generation grows with each change of its settings, which ends what it has vouched for before.
+	Generation uint64
+	// Passwords tells that it checks passwords: names that nobody has here are asked for there.
+	Passwords bool
+}
+
+// Providers lists them.
+func (d *Directory) Providers() []Provider {
+	return slices.SortedFunc(maps.Values(d.providers), func(a, b Provider) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// asked tells whether a login with that name is a provider's to check, which one's (empty: whoever knows it), and what the
+// name is there. Names from outside are lower-case here: directories take Alice for alice, and who is kept out as the one
+// must not come in as the other.
+func (d *Directory) asked(name string) (provider, there string, ok bool) {
+	there = strings.ToLower(name)
+	if p, ours := d.principals[name]; !d.passwords || CheckName(there) != nil || ours && p.Provider == "" {
+		return "", "", false
+	}
+	p, ours := d.principals[there]
+	if ours && (p.Disabled || !d.providers[p.Provider].Passwords) {
+		return "", "", false
+	}
+	return p.Provider, there, true
+}
+
+// ErrNoAnswer is a login that can't be decided, since the provider that knows the name doesn't answer.
+var ErrNoAnswer = errors.New("the login can't be checked at the moment")
+
+// What a token carries of its caller's groups: a client sends it with each request.
+const (
+	maxTokenGroups     = 64
+	maxTokenGroupBytes = 1 << 10
+)
+
+// Vouched gives the caller that somebody is whom a provider vouches for: name, groups, provider and its generation. It needs
+// no principal here. Where there is one of that name it must be that provider's and active, and its groups count too.
+func (d *Directory) Vouched(c Caller, now time.Time) (Caller, bool) {
+	from, known := d.providers[c.Provider]
+	if c.Provider == "" || !known || from.Generation != c.ProviderGeneration || CheckName(c.Name) != nil {
+		return Caller{}, false
+	}
+	c.Kind, c.Generation = KindUser, 0
+	if _, ours := d.principals[c.Name]; !ours {
+		return c, true
+	}
+	today, ok := d.Active(c.Name, now)
+	if !ok || today.Kind != KindUser || today.Provider != c.Provider {
+		return Caller{}, false
+	}
+	c.Generation, c.Groups = today.Generation, union(c.Groups, today.Groups)
+	return c, true
+}
+
+func union(a, b []string) []string {
+	out := slices.Clone(a)
+	for _, g := range b {
+		if !slices.Contains(out, g) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// Granted gives those of the groups that have a grant: what a token needs of them.
+func (d *Directory) Granted(groups []string) []string {
+	var out []string
+	for _, g := range groups {
+		if _, ok := d.grants[GroupSubject(g)]; ok {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// boundGroups keeps a token short. Who loses a group by it may do less, never more; the order makes it the same ones each time.
+func boundGroups(groups []string) []string {
+	sorted := slices.Compact(slices.Sorted(slices.Values(groups)))
+	size := 0
+	for i, g := range sorted {
+		if size += len(g); i == maxTokenGroups || size > maxTokenGroupBytes {
+			return sorted[:i]
+		}
+	}
+	return sorted
+}
