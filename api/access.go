@@ -21,6 +21,8 @@ import (
 type Access struct {
 	// Keys are the cluster's token keys of the moment; nil has none, and then only open access works.
 	Keys func() *auth.Keys
+	// Clients tells who shows a certificate; nil takes none.
+	Clients *auth.Clients
 	// Authority is the CA that signs the certificates which clients see; nil has none.
 	Authority func() (*auth.Authority, error)
 	// PublicURL is where clients find this node's token service, where the request doesn't say it.
@@ -155,10 +157,15 @@ func millis(t time.Time) int64 {
 	return t.UnixMilli()
 }
 
-// identify finds out who asks: a token, a name with a password, or nobody in particular. Its errors are refusals.
+// identify finds out who asks: a token, a name with a password, a certificate, or nobody in particular. Its errors are
+// refusals. An Authorization header decides alone, right or wrong: it is what the client says with this request, while the
+// certificate is the connection's, and often the machine's.
 func (x *access) identify(r *http.Request, d *auth.Directory) (auth.Caller, error) {
 	given := r.Header.Values("Authorization")
-	if len(given) == 0 {
+	switch {
+	case len(given) == 0 && x.certified(r):
+		return x.byCertificate(r, d)
+	case len(given) == 0:
 		return auth.Anybody(), nil
 	}
 	if len(given) > 1 {
@@ -251,7 +258,7 @@ func (a *API) decide(r *http.Request, d *auth.Directory, n need, rt route) (err 
 		}
 		return a.turnAway(r, d, n, rt)
 	}
-	if n == needsCatalog && x.caller.Limit != nil && !x.caller.Limit.Catalog || r.Header.Get("Authorization") == "" {
+	if n == needsCatalog && x.caller.Limit != nil && !x.caller.Limit.Catalog || x.caller.Kind == auth.KindAnonymous && r.Header.Get("Authorization") == "" {
 		return a.challenge(r, errLogin, n, rt)
 	}
 	return nil
@@ -279,6 +286,9 @@ func (a *API) stillMay(ctx context.Context) error {
 
 var errLogin error = refuse(http.StatusUnauthorized, codeUnauthorized, "this needs a login: docker login, or a token for it")
 
+var errNoCertificate error = refuse(http.StatusUnauthorized, codeUnauthorized,
+	"this needs a login: docker login, a token for it, or a certificate of a CA that this registry takes clients' certificates from; none was shown")
+
 // turnAway answers a caller who has no right. Who could get it with another token is told to ask for one; who is logged in
 // and may not is told so; anybody else may try to log in. None of it depends on whether the repository exists.
 func (a *API) turnAway(r *http.Request, d *auth.Directory, n need, rt route) error {
@@ -293,24 +303,42 @@ func (a *API) turnAway(r *http.Request, d *auth.Directory, n need, rt route) err
 
 // challenge tells a client where it gets a token for what it asked.
 func (a *API) challenge(r *http.Request, why error, n need, rt route) error {
+	scope := ""
+	if right := n.right(); right != 0 {
+		scope = auth.RepositoryScope(string(rt.repo), right).String()
+	} else if n == needsCatalog {
+		scope = auth.CatalogScope().String()
+	}
+	return a.askToken(r, why, scope)
+}
+
+// askToken adds to a 401 where the client gets a token, and with which scope.
+func (a *API) askToken(r *http.Request, why error, scope string) error {
+	if errors.Is(why, errLogin) && a.access.cfg.Clients != nil && r.Header.Get("Authorization") == "" {
+		why = errNoCertificate // Go's clients keep to themselves what isn't of the CAs that they are told
+	}
+	challenge := "Bearer realm=" + quote(a.access.origin(r)+tokenPath) + ",service=" + quote(tokenService)
+	if scope != "" {
+		challenge += ",scope=" + quote(scope)
+	}
+	if strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ") {
+		if errors.Is(why, errLogin) {
+			challenge += `,error="insufficient_scope"`
+		} else {
+			challenge += `,error="invalid_token"`
+		}
+	}
+	return challenging(why, challenge)
+}
+
+// challenging gives a 401 its WWW-Authenticate, and leaves other errors as they are.
+func challenging(why error, challenge string) error {
 	var p *problem
-	if !errors.As(why, &p) || p.status != http.StatusUnauthorized {
+	if !errors.As(why, &p) || p.status != http.StatusUnauthorized || p.challenge != "" {
 		return why
 	}
 	said := *p
-	said.challenge = "Bearer realm=" + quote(a.access.origin(r)+tokenPath) + ",service=" + quote(tokenService)
-	if right := n.right(); right != 0 {
-		said.challenge += ",scope=" + quote(auth.RepositoryScope(string(rt.repo), right).String())
-	} else if n == needsCatalog {
-		said.challenge += ",scope=" + quote(auth.CatalogScope().String())
-	}
-	if strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ") {
-		if p == errLogin {
-			said.challenge += `,error="insufficient_scope"`
-		} else {
-			said.challenge += `,error="invalid_token"`
-		}
-	}
+	said.challenge = challenge
 	return &said
 }
 

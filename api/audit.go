@@ -206,7 +206,7 @@ func (a *API) audited(x *exchange, r *http.Request) {
 	}
 	method := knownMethod(r.Method)
 	control := x.route == "control"
-	login := r.Header.Get("Authorization") != "" || x.route == "token"
+	login := r.Header.Get("Authorization") != "" || x.route == "token" || a.access.certified(r)
 	refused := x.status == http.StatusUnauthorized && login || x.status == http.StatusForbidden
 	changes := (x.named || control) && method != http.MethodGet && method != http.MethodHead && x.status != http.StatusMethodNotAllowed
 	pull := a.cfg.Audit.pulls && (x.rt.kind == kindManifest || x.rt.kind == kindBlob) && x.named

@@ -98,7 +98,7 @@ func (d *desk) paceOf(source string) *rate.Limiter {
 
 // atDesk serves a request for a token.
 func (a *API) atDesk(serve func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
-	return a.plain("token", func(w http.ResponseWriter, r *http.Request) error {
+	return a.plain("token", asksPassword(func(w http.ResponseWriter, r *http.Request) error {
 		if isCrowded(r.Context()) {
 			w.Header().Set("Connection", "close")
 			return flood("connections")
@@ -109,7 +109,7 @@ func (a *API) atDesk(serve func(w http.ResponseWriter, r *http.Request) error) h
 		}
 		defer a.desk.leave(source)
 		return serve(w, r)
-	})
+	}))
 }
 
 // hintProxy tells whoever reads the log when clients are slowed down by an address that speaks for many.

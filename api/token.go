@@ -21,6 +21,13 @@ type tokenAnswer struct {
 	RefreshToken string    `json:"refresh_token,omitempty"`
 }
 
+// asksPassword says with a refusal what would be taken.
+func asksPassword(serve func(w http.ResponseWriter, r *http.Request) error) func(w http.ResponseWriter, r *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		return challenging(serve(w, r), "Basic realm="+quote(tokenService))
+	}
+}
+
 // getToken answers clients that send their password as Basic credentials, or nothing for an anonymous token.
 func (a *API) getToken(w http.ResponseWriter, r *http.Request) error {
 	d, err := a.access.directory()
@@ -35,7 +42,9 @@ func (a *API) getToken(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	query := r.URL.Query()
-	return a.sendToken(w, d, c, query, query.Get("offline_token") == "true")
+	// A refresh token stands for a password. Who came by certificate has that again, and would outlive its CA with another.
+	byPassword := r.Header.Get("Authorization") != ""
+	return a.sendToken(w, d, c, query, query.Get("offline_token") == "true" && byPassword)
 }
 
 // postToken is the OAuth2 form of the same.

@@ -29,7 +29,7 @@ func TestExampleConfiguration(t *testing.T) {
 	}
 	// These have no default, or one that the example replaces because it could not be used.
 	own := []string{"name", "data-dir", "cluster-listen", "cluster-advertise", "join", "bootstrap-expect", "cluster-secret-file",
-		"tls-cert", "tls-key", "acme-email", "acme-ca-file", "public-name", "public-url", "trusted-proxies", "admin-user", "admin-password-file"}
+		"tls-cert", "tls-key", "tls-client-ca", "acme-email", "acme-ca-file", "public-name", "public-url", "trusted-proxies", "admin-user", "admin-password-file"}
 	defaults := node.Default()
 	for _, s := range node.Settings() {
 		value, ok := found[s.Name]

@@ -22,6 +22,9 @@ func (s Scope) String() string { return s.Type + ":" + s.Name + ":" + strings.Jo
 // CatalogScope is what listing repositories asks for.
 func CatalogScope() Scope { return Scope{Type: "registry", Name: "catalog", Actions: []string{"*"}} }
 
+// ClusterScope is what the control API asks for.
+func ClusterScope() Scope { return Scope{Type: "cluster", Name: "pier", Actions: []string{"admin"}} }
+
 // RepositoryScope asks for what the right needs on a repository.
 func RepositoryScope(repo string, right Right) Scope {
 	actions := []string{right.String()}

@@ -24,6 +24,7 @@ type AccessConfig struct {
 	ACMEDirectory     string
 	ACMEEmail         string
 	ACMECAFile        string
+	TLSClientCA       string
 	PublicNames       []string
 	PublicURL         string
 	TrustedProxies    []string
@@ -44,6 +45,7 @@ func accessSettings() []Setting {
 		text("tls", "auto: HTTPS with a certificate of the cluster's own authority (pier ca prints it); acme: of an ACME server such as Let's Encrypt; empty: HTTP, or tls-cert", func(c *Config) *string { return &c.Access.TLS }),
 		text("tls-cert", "HTTPS with this certificate, PEM; read again when it changes", func(c *Config) *string { return &c.Access.TLSCert }),
 		text("tls-key", "its key", func(c *Config) *string { return &c.Access.TLSKey }),
+		text("tls-client-ca", "CA certificates, PEM: a client that shows a certificate of theirs is the user or robot that its common name says; read again when it changes", func(c *Config) *string { return &c.Access.TLSClientCA }),
 		list("public-name", "names and addresses that clients use, for the certificate of tls auto; with tls acme, the names to get certificates for", func(c *Config) *[]string { return &c.Access.PublicNames }),
 		text("acme-directory", "directory of the ACME server; by tls acme you agree to its terms of service", func(c *Config) *string { return &c.Access.ACMEDirectory }),
 		text("acme-email", "where the ACME server may write to about the certificates", func(c *Config) *string { return &c.Access.ACMEEmail }),
@@ -66,6 +68,7 @@ func (a AccessConfig) problems() []problem {
 	check(a.TLS == "" || a.TLS == "auto" || a.TLS == tlsACME, "tls", "%q: want auto, acme, or nothing", a.TLS)
 	check(a.TLS == "" || a.TLSCert == "", "tls", "either %s or tls-cert", a.TLS)
 	check((a.TLSCert == "") == (a.TLSKey == ""), "tls-key", "tls-cert and tls-key belong together")
+	check(a.TLSClientCA == "" || a.TLS != "" || a.TLSCert != "", "tls-client-ca", "clients show certificates over TLS only: it needs tls auto, or tls-cert")
 	for _, p := range a.TrustedProxies {
 		_, err := netip.ParsePrefix(p)
 		check(err == nil, "trusted-proxies", "%q is no network such as 10.0.0.0/8", p)

@@ -118,7 +118,7 @@ func (i *instance) apiConfig(n *Node, keys *auth.Keys) api.Config {
 		Alive: i.alive, Figures: i.apiFigures, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
 		Audit: i.audit, Access: api.Access{
-			Keys: func() *auth.Keys { return keys }, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(),
+			Keys: func() *auth.Keys { return keys }, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(), Clients: n.clients,
 			Authority: n.authority.Load, Closed: n.cfg.Access.AdminUser != "",
 			TokenLife: n.opts.Tuning.TokenLife, Now: n.opts.Tuning.Clock,
 		},

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"pier/api/auth"
 	"pier/cluster"
 	"pier/cluster/port"
 	"pier/fsm"
@@ -57,7 +58,8 @@ type Node struct {
 	logger    *slog.Logger
 	lock      *os.File
 	public    *frontDoor
-	certs     certificates // nil without TLS
+	certs     certificates  // nil without TLS
+	clients   *auth.Clients // nil where clients show no certificates
 	authority authority
 	socket    *frontDoor
 	fatal     chan error
@@ -125,16 +127,16 @@ func (n *Node) open() error {
 	if err := n.openSocket(); err != nil {
 		return err
 	}
+	if err := n.readClientCAs(); err != nil {
+		return err
+	}
 	inst, err := newInstance(n)
 	if err != nil {
 		return err
 	}
 	n.current = inst
-	if n.certs, err = n.certificates(); err != nil {
+	if err := n.encrypt(); err != nil {
 		return err
-	}
-	if n.certs != nil {
-		n.public.secure(n.certs.TLS())
 	}
 	return n.guarded(inst.state)
 }
@@ -181,6 +183,9 @@ func (n *Node) Run(ctx context.Context) error {
 	group, doors := errgroup.WithContext(doors)
 	for _, door := range n.doors() {
 		group.Go(func() error { return door.run(doors) })
+	}
+	if n.clients != nil {
+		group.Go(func() error { return n.clients.Run(doors) })
 	}
 	err := n.live(ctx)
 	stopDoors()

@@ -58,6 +58,31 @@ func (n *Node) certificates() (certificates, error) {
 	return nil, nil
 }
 
+// readClientCAs takes the CAs of clients' certificates, if the settings name any.
+func (n *Node) readClientCAs() (err error) {
+	path := n.cfg.Access.TLSClientCA
+	if path == "" {
+		return nil
+	}
+	if n.clients, err = auth.ClientsFromFile(path, n.logger); err != nil {
+		return fmt.Errorf("tls-client-ca: %w", err)
+	}
+	return nil
+}
+
+// encrypt makes the public door one for HTTPS, if the settings ask for that.
+func (n *Node) encrypt() (err error) {
+	if n.certs, err = n.certificates(); err != nil || n.certs == nil {
+		return err
+	}
+	serve := n.certs.TLS()
+	if n.clients != nil {
+		serve = n.clients.Ask(serve)
+	}
+	n.public.secure(serve)
+	return nil
+}
+
 // hosts are the names and addresses in the certificate of this node: what it is told that clients use, and what it can
 // tell by itself.
 func (n *Node) hosts() []string {
