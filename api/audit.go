@@ -272,6 +272,8 @@ func targetOf(in any) string {
 		said = in.Node
 	case client.TransferRequest:
 		said = in.Node
+	case client.RotateSecretRequest:
+		said = "keep_old=" + in.KeepOld
 	}
 	return oneLine(said)
 }

@@ -23,6 +23,9 @@ type Cluster interface {
 	Leave(ctx context.Context) error
 	Remove(ctx context.Context, r client.RemoveRequest) error
 	Transfer(ctx context.Context, r client.TransferRequest) error
+	SecretStatus(ctx context.Context) (client.SecretStatus, error)
+	RotateSecret(ctx context.Context, r client.RotateSecretRequest) (client.SecretStatus, error)
+	DropSecret(ctx context.Context) (client.SecretStatus, error)
 }
 
 const codeDenied = "DENIED"
@@ -36,6 +39,7 @@ var errNotAdmin error = refuse(http.StatusForbidden, codeDenied, "this needs the
 // controlRoutes serves /api/v1. What changes nothing and tells nothing of users is open as long as the registry is.
 func (a *API) controlRoutes(r chi.Router) {
 	r.Get("/cluster/status", a.control(false, func(r *http.Request) (any, error) { return a.cluster.Status(r.Context()) }))
+	r.Get("/cluster/secret/status", a.control(true, func(r *http.Request) (any, error) { return a.cluster.SecretStatus(r.Context()) }))
 	r.Get("/ca", a.plain("control", a.getAuthority))
 	r.Get("/access", a.control(true, a.getAccess))
 	r.Get("/audit", a.control(true, a.getAudit))
@@ -55,7 +59,11 @@ func (a *API) controlRoutes(r chi.Router) {
 		"/cluster/transfer": clusterOrder(a, func(ctx context.Context, in client.TransferRequest) (any, error) {
 			return struct{}{}, a.cluster.Transfer(ctx, in)
 		}),
-		"/access/user/add": order(a, a.addUser), "/access/change": order(a, a.changePrincipal), "/access/remove": order(a, a.removePrincipal),
+		"/cluster/secret/rotate": clusterOrder(a, func(ctx context.Context, in client.RotateSecretRequest) (any, error) {
+			return a.cluster.RotateSecret(ctx, in)
+		}),
+		"/cluster/secret/drop": clusterOrder(a, func(ctx context.Context, _ struct{}) (any, error) { return a.cluster.DropSecret(ctx) }),
+		"/access/user/add":     order(a, a.addUser), "/access/change": order(a, a.changePrincipal), "/access/remove": order(a, a.removePrincipal),
 		"/access/robot/add": order(a, a.addRobot), "/access/robot/rotate": order(a, a.rotateRobot),
 		"/access/provider/add": order(a, a.addProvider), "/access/provider/remove": order(a, a.removeProvider), "/access/provider/test": order(a, a.testProvider),
 		"/access/grant": order(a, a.addGrant), "/access/revoke": order(a, a.revokeGrant), "/access/explain": order(a, a.explainAccess),

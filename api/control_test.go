@@ -53,6 +53,20 @@ func (c *spokenTo) Transfer(_ context.Context, r client.TransferRequest) error {
 	return c.err
 }
 
+func (c *spokenTo) SecretStatus(context.Context) (client.SecretStatus, error) {
+	return client.SecretStatus{Step: "keep"}, c.err
+}
+
+func (c *spokenTo) RotateSecret(_ context.Context, r client.RotateSecretRequest) (client.SecretStatus, error) {
+	c.heard = r
+	return client.SecretStatus{Step: "add"}, c.err
+}
+
+func (c *spokenTo) DropSecret(context.Context) (client.SecretStatus, error) {
+	c.heard = "drop"
+	return client.SecretStatus{Step: "keep"}, c.err
+}
+
 // control serves the first node's control socket until the test ends, and gives a client of it.
 func (f *fixture) control(cluster Cluster) *client.Client {
 	f.Helper()
@@ -93,6 +107,11 @@ func TestControl(t *testing.T) {
 		{func() error { return c.Leave(t.Context()) }, "leave"},
 		{func() error { return c.Remove(t.Context(), client.RemoveRequest{Node: "n", Force: true}) }, client.RemoveRequest{Node: "n", Force: true}},
 		{func() error { return c.Transfer(t.Context(), client.TransferRequest{Node: "n"}) }, client.TransferRequest{Node: "n"}},
+		{func() error {
+			_, err := c.RotateSecret(t.Context(), client.RotateSecretRequest{KeepOld: "7d"})
+			return err
+		}, client.RotateSecretRequest{KeepOld: "7d"}},
+		{func() error { _, err := c.DropSecret(t.Context()); return err }, "drop"},
 	} {
 		cluster.heard, cluster.err = nil, nil
 		if err := call.do(); err != nil || cluster.heard != call.want {
@@ -119,7 +138,7 @@ func TestControlOverPublicPort(t *testing.T) {
 	cluster := &spokenTo{}
 	f.nodes[0].api.cluster = cluster
 	f.want(f.do("GET", "/api/v1/cluster/status", nil), 200, "")
-	for _, call := range []string{"invite", "join", "leave", "remove", "transfer"} {
+	for _, call := range []string{"invite", "join", "leave", "remove", "transfer", "secret/rotate", "secret/drop"} {
 		f.want(f.do("POST", "/api/v1/cluster/"+call, "{}"), 403, codeDenied)
 	}
 	if cluster.heard != nil {

@@ -387,6 +387,15 @@ func (noCluster) Join(context.Context, client.JoinRequest) (client.Joined, error
 func (noCluster) Leave(context.Context) error                            { return nil }
 func (noCluster) Remove(context.Context, client.RemoveRequest) error     { return nil }
 func (noCluster) Transfer(context.Context, client.TransferRequest) error { return nil }
+func (noCluster) SecretStatus(context.Context) (client.SecretStatus, error) {
+	return client.SecretStatus{}, nil
+}
+func (noCluster) RotateSecret(context.Context, client.RotateSecretRequest) (client.SecretStatus, error) {
+	return client.SecretStatus{}, nil
+}
+func (noCluster) DropSecret(context.Context) (client.SecretStatus, error) {
+	return client.SecretStatus{}, nil
+}
 
 // answer is a response, read to its end.
 type answer struct {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,8 +34,9 @@ type Cluster struct {
 	transport *gatedTransport
 	raft      *raft.Raft
 	gossip    *gossip
-	peers     *http.Transport // blobs and requests, which may fill a link
-	control   *http.Transport // the cluster's own calls, which must not wait behind them
+	own       *ownSecrets
+	peers     *renewable // blobs and requests, which may fill a link
+	control   *renewable // the cluster's own calls, which must not wait behind them
 	cache     *raft.LogCache
 	meter     *logMeter // the state, as Raft sees it
 	tasks     crew
@@ -110,7 +110,8 @@ func (c *Cluster) open() error {
 	if c.advertise == "" {
 		c.advertise = reachable(c.port.Addr())
 	}
-	c.peers, c.control = c.newPeerTransport(), c.newPeerTransport()
+	c.peers, c.control = newRenewable(c.newPeerTransport), newRenewable(c.newPeerTransport)
+	c.own = &ownSecrets{file: c.cfg.SecretFile, list: c.cfg.Secrets, use: c.useSecrets}
 	c.reads, c.confirms = &rounds{tasks: &c.tasks, fn: c.readRound}, &rounds{tasks: &c.tasks, fn: c.confirmRound}
 	c.dead = newDeaths()
 	if c.gossip, err = newGossip(gossipConfig{
@@ -190,6 +191,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	group.Go(func() error { return c.keepContact(inner) })
 	group.Go(func() error { return c.gatherGossip(inner) })
 	group.Go(func() error { return c.lead(inner) })
+	group.Go(func() error { return c.keepSecrets(inner) })
 	group.Go(func() error { return c.watchLog(inner) })
 	if c.killed.Load() {
 		stop()

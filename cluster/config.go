@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -36,6 +37,10 @@ type Records interface {
 	RedeemInvite(ctx context.Context, hash []byte) error
 	// Invited tells whether the local state has the invite.
 	Invited(hash []byte) (bool, error)
+	// Rotation is what the local state says of the cluster's secrets, with its generation; 0 where there was none yet.
+	Rotation() (Rotation, uint64, error)
+	// PutRotation replaces the rotation of a generation, or is ErrRotationChanged.
+	PutRotation(ctx context.Context, r Rotation, was uint64) error
 	SetClusterID(ctx context.Context, id string) error
 	ClusterID() (string, error)
 	Nodes() ([]Record, error)
@@ -73,8 +78,12 @@ type Config struct {
 	Join []string
 	// BootstrapExpect is the number of empty nodes that form a cluster together; 0 forms none when Join is set.
 	BootstrapExpect int
-	Secrets         port.Secrets
-	Network         port.Network
+	// Secrets are the cluster's as this node's file has them now. The file, and what OnSecrets gets, change when they rotate.
+	Secrets     port.Secrets
+	SecretFile  string // cluster.secret in DataDir
+	OnSecrets   func(port.Secrets) error
+	SecretGrace time.Duration // for which an old secret is accepted at the least when all use the new one, 6 min
+	Network     port.Network
 
 	RaftTimeout time.Duration // heartbeat and election, 1 s
 	MaxVoters   int           // 5
@@ -153,6 +162,8 @@ func orElse[T comparable](value, fallback T) T {
 
 func (c Config) withDefaults() Config {
 	c.Network = orElse[port.Network](c.Network, port.System())
+	c.SecretFile = orElse(c.SecretFile, filepath.Join(c.DataDir, secretFile))
+	c.SecretGrace = orElse(c.SecretGrace, 6*time.Minute)
 	c.RaftTimeout = orElse(c.RaftTimeout, time.Second)
 	c.MaxVoters = orElse(c.MaxVoters, 5)
 	c.VoterDelay = orElse(c.VoterDelay, 10*time.Second)

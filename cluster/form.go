@@ -28,13 +28,14 @@ type newcomer struct {
 	ID      NodeID
 	Name    string
 	Address string
-	Member  bool `json:",omitempty"` // of a cluster, by what it knows: one that isn't any more was removed
+	Secrets []string // fingerprints
+	Member  bool     `json:",omitempty"` // of a cluster, by what it knows: one that isn't any more was removed
 }
 
 func (c *Cluster) newcomer() newcomer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise, Member: c.identity.Member}
+	return newcomer{ID: c.ID(), Name: c.cfg.Name, Address: c.advertise, Secrets: c.own.now().Fingerprints(), Member: c.identity.Member}
 }
 
 // becomeMember forms or joins where there is nothing yet, confirms this boot, and puts it on record.

@@ -1,12 +1,14 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -52,6 +54,7 @@ type gossip struct {
 	cfg   gossipConfig
 	wire  *gossipWire
 	list  *memberlist.Memberlist
+	keys  *memberlist.Keyring
 	once  sync.Once
 	goods chan struct{}
 
@@ -69,14 +72,13 @@ func newGossip(cfg gossipConfig) (*gossip, error) {
 	}
 	g := &gossip{cfg: cfg, known: make(map[NodeID]hint), goods: make(chan struct{})}
 	g.wire = newGossipWire(cfg)
-	keyring, err := memberlist.NewKeyring(cfg.keys, cfg.keys[0])
-	if err != nil {
+	if g.keys, err = memberlist.NewKeyring(cfg.keys, cfg.keys[0]); err != nil {
 		return nil, fmt.Errorf("set up gossip: %w", err)
 	}
 	conf := memberlist.DefaultLANConfig()
 	conf.Name = string(cfg.id)
 	conf.Transport = g.wire
-	conf.Keyring = keyring
+	conf.Keyring = g.keys
 	conf.Delegate = &gossipDelegate{meta: meta}
 	conf.Events = g
 	conf.DeadNodeReclaimTime = time.Second
@@ -86,6 +88,28 @@ func newGossip(cfg gossipConfig) (*gossip, error) {
 		return nil, fmt.Errorf("start gossip: %w", err)
 	}
 	return g, nil
+}
+
+// rekey puts other keys in force, the one to encrypt with first. Keys go from the end of the ring: memberlist 0.7.0 moves what
+// is behind a key that it removes, under the eyes of who decrypts.
+func (g *gossip) rekey(keys [][]byte) error {
+	for _, k := range keys {
+		if err := g.keys.AddKey(k); err != nil {
+			return fmt.Errorf("give gossip a key: %w", err)
+		}
+	}
+	if err := g.keys.UseKey(keys[0]); err != nil {
+		return fmt.Errorf("give gossip a key: %w", err)
+	}
+	for _, k := range slices.Backward(g.keys.GetKeys()) {
+		if slices.ContainsFunc(keys, func(wanted []byte) bool { return bytes.Equal(wanted, k) }) {
+			continue
+		}
+		if err := g.keys.RemoveKey(k); err != nil {
+			return fmt.Errorf("take a key from gossip: %w", err)
+		}
+	}
+	return nil
 }
 
 // run ends with ctx, or when it was killed.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -31,6 +32,9 @@ type house struct {
 	nodes   []*member
 
 	raftTimeout time.Duration
+	// proposing is called before a step of a rotation is proposed, proposed after.
+	proposing atomic.Pointer[func(by *member, next Rotation) error]
+	proposed  atomic.Pointer[func(by *member, next Rotation)]
 }
 
 func newHouse(t testing.TB) *house {
@@ -132,13 +136,20 @@ func (m *member) config() Config {
 	if m.cfg != nil {
 		m.cfg(&cfg)
 	}
+	if stored, err := port.LoadSecrets(m.secretFile(cfg)); err == nil {
+		cfg.Secrets = stored
+	}
 	return cfg
+}
+
+func (m *member) secretFile(cfg Config) string {
+	return orElse(cfg.SecretFile, filepath.Join(m.dir, secretFile))
 }
 
 // open makes the node without running it.
 func (m *member) open() error {
 	m.fatal = make(chan error, 1)
-	records := &mapRecords{state: m.state}
+	records := &mapRecords{state: m.state, member: m}
 	c, err := New(m.config(), m.state, records, m.house.guard)
 	if err != nil {
 		return err

@@ -53,7 +53,7 @@ type joinReply struct {
 }
 
 // tokenErrors are the refusals that cross the wire, by number.
-var tokenErrors = []error{nil, ErrTokenInvalid, ErrTokenExpired, ErrTokenUsed}
+var tokenErrors = []error{nil, ErrTokenInvalid, ErrTokenExpired, ErrTokenUsed, ErrRotating}
 
 // staged is a joining that only has to be written down: it is durable before anything of the old node goes.
 type staged struct {
@@ -209,8 +209,16 @@ func serveJoins(ctx context.Context, lis net.Listener, admit func(context.Contex
 	}
 }
 
-// Invite makes a token that lets one node in until it expires.
+// Invite makes a token that lets one node in until it expires, or until the secret is replaced.
 func (c *Cluster) Invite(ctx context.Context, ttl time.Duration) (string, time.Time, error) {
+	if err := c.ReadIndex(ctx); err != nil {
+		return "", time.Time{}, err
+	}
+	secrets, err := c.toHand()
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	signs := port.Fingerprint(secrets[0])
 	expires := c.cfg.Now().Add(ttl)
 	addresses := []string{c.advertise}
 	for _, m := range c.Members() {
@@ -218,8 +226,8 @@ func (c *Cluster) Invite(ctx context.Context, ttl time.Duration) (string, time.T
 			addresses = append(addresses, m.Address)
 		}
 	}
-	t := newToken(addresses, port.Fingerprint(c.cfg.Secrets[0]), expires)
-	if err := c.records.CreateInvite(ctx, keyHash(t.Key), expires); err != nil {
+	t := newToken(addresses, signs, expires)
+	if err := c.records.CreateInvite(ctx, keyHash(t.Key, signs), expires); err != nil {
 		return "", time.Time{}, err
 	}
 	return t.String(), expires, nil
@@ -244,12 +252,21 @@ func (c *Cluster) admitInvited(ctx context.Context, r joinRequest) (joinReply, e
 	if _, _, err := net.SplitHostPort(r.Node.Address); err != nil {
 		return joinReply{}, fmt.Errorf("the newcomer's address: %w", err)
 	}
-	if err := c.invited(ctx, keyHash(r.Key)); err != nil {
+	hash := keyHash(r.Key, port.Fingerprint(c.own.now()[0]))
+	if err := c.invited(ctx, hash); err != nil {
 		return joinReply{}, err
 	}
-	if err := c.records.RedeemInvite(ctx, keyHash(r.Key)); err != nil {
+	if _, err := c.toHand(); err != nil {
 		return joinReply{}, err
 	}
+	if err := c.records.RedeemInvite(ctx, hash); err != nil {
+		return joinReply{}, err
+	}
+	secrets, err := c.toHand() // what has begun before the invite was used is known here now
+	if err != nil {
+		return joinReply{}, err
+	}
+	r.Node.Secrets = secrets.Fingerprints()
 	if err := c.takeInPatiently(ctx, r.Node); err != nil {
 		return joinReply{}, err
 	}
@@ -263,7 +280,7 @@ func (c *Cluster) admitInvited(ctx context.Context, r joinRequest) (joinReply, e
 			peers = append(peers, string(s.Address))
 		}
 	}
-	return joinReply{Secrets: c.cfg.Secrets, ClusterID: id, Peers: peers}, nil
+	return joinReply{Secrets: secrets, ClusterID: id, Peers: peers}, nil
 }
 
 // takeInPatiently follows the leader from node to node as a command does: the invite is used up by now, so that the newcomer
@@ -274,7 +291,7 @@ func (c *Cluster) takeInPatiently(ctx context.Context, n newcomer) error {
 	for {
 		changed := c.newLeader.wait()
 		err := c.takeIn(ctx, n)
-		if err == nil || errors.Is(err, ErrNotMember) {
+		if err == nil || errors.Is(err, ErrNotMember) || errors.Is(err, ErrRotating) {
 			return err
 		}
 		select {
@@ -302,6 +319,8 @@ func (c *Cluster) serveJoin(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusGone)
 	case errors.Is(err, ErrNotMember): // who only passes it on is no former member
 		http.Error(w, err.Error(), http.StatusForbidden)
+	case errors.Is(err, ErrRotating):
+		http.Error(w, err.Error(), http.StatusConflict)
 	case err != nil:
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}

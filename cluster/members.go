@@ -303,8 +303,11 @@ func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 		}
 		err := c.ask(ctx, leader, http.MethodPost, "/cluster/join", n, nil)
 		var refused *statusError
-		if errors.As(err, &refused) && refused.code == http.StatusForbidden {
+		switch {
+		case errors.As(err, &refused) && refused.code == http.StatusForbidden:
 			return fmt.Errorf("%s: %w", n.ID, ErrNotMember)
+		case errors.As(err, &refused) && refused.code == http.StatusConflict:
+			return fmt.Errorf("%w%s", ErrRotating, strings.TrimPrefix(refused.text, ErrRotating.Error()))
 		}
 		return err
 	}
@@ -314,6 +317,15 @@ func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 	}
 	if !member && n.Member {
 		return fmt.Errorf("%s: %w", n.ID, ErrNotMember)
+	}
+	if !member {
+		// A leader that has just been elected may not have applied yet that a rotation has begun.
+		if err := c.ReadIndex(ctx); err != nil {
+			return err
+		}
+		if err := c.lacks(n); err != nil {
+			return err
+		}
 	}
 	there := c.answersAt(ctx, n)
 	if member && !there {
@@ -332,13 +344,22 @@ func (c *Cluster) takeIn(ctx context.Context, n newcomer) error {
 			return err
 		}
 	}
-	at := raft.Server{Suffrage: raft.Nonvoter, ID: raft.ServerID(n.ID)}
-	if member {
-		at = known
-	}
 	c.cfg.Logger.Info("taking a node in", "peer", n.ID, "name", n.Name, "address", n.Address, "moved", member)
-	return c.readdress(ctx, at, raft.ServerAddress(n.Address))
+	if member {
+		return c.readdress(ctx, known, raft.ServerAddress(n.Address))
+	}
+	return c.change(ctx, func(prev uint64) raft.Future {
+		if err := c.lacks(n); err != nil { // a step of a rotation waits for this change, or was before it
+			return refusedChange{err}
+		}
+		return c.raft.AddNonvoter(raft.ServerID(n.ID), raft.ServerAddress(n.Address), prev, changeTimeout)
+	})
 }
+
+// refusedChange is the future of a change that isn't begun.
+type refusedChange struct{ why error }
+
+func (r refusedChange) Error() error { return r.why }
 
 func (c *Cluster) answersAt(ctx context.Context, n newcomer) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"pier/cluster/port"
@@ -65,6 +66,29 @@ func (c *Cluster) newPeerTransport() *http.Transport {
 	}
 }
 
+// renewable is a transport whose connections can be given up for new ones. Requests under way keep the old ones, which are
+// closed when they are done.
+type renewable struct {
+	fresh   func() *http.Transport
+	current atomic.Pointer[http.Transport]
+}
+
+func newRenewable(fresh func() *http.Transport) *renewable {
+	r := &renewable{fresh: fresh}
+	r.current.Store(fresh())
+	return r
+}
+
+// RoundTrip sends a request by the connections of today.
+func (r *renewable) RoundTrip(req *http.Request) (*http.Response, error) {
+	return r.current.Load().RoundTrip(req)
+}
+
+// CloseIdleConnections closes what nobody uses.
+func (r *renewable) CloseIdleConnections() { r.current.Load().CloseIdleConnections() }
+
+func (r *renewable) renew() { r.current.Swap(r.fresh()).CloseIdleConnections() }
+
 // Transport reaches members: the host of a URL is a node's ID. It adds nothing to a request.
 func (c *Cluster) Transport() http.RoundTripper { return c.peers }
 
@@ -98,6 +122,9 @@ func (c *Cluster) servePeers(ctx context.Context) error {
 	mux.HandleFunc("POST /cluster/remove", c.serveRemove)
 	mux.HandleFunc("POST /cluster/transfer", c.serveTransfer)
 	mux.HandleFunc("GET /cluster/status", c.serveStatus)
+	mux.HandleFunc("GET /cluster/secrets", c.serveSecrets)
+	mux.HandleFunc("POST /cluster/secrets", c.serveSecrets)
+	mux.HandleFunc("GET /cluster/secrets/{fingerprint}", c.serveSecret)
 	mux.Handle("/", c.cfg.PeerHandler)
 	members := c.refuseFormer(mux)
 	protocols := new(http.Protocols)

@@ -41,6 +41,9 @@ func (c *Cluster) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, erro
 		if c.isRemoved() {
 			return nil, 0, ErrNotMember
 		}
+		if ctx.Value(hereKey{}) != nil && !c.leading() {
+			return nil, 0, errNotLeader
+		}
 		answer, index, err := c.proposeOnce(ctx, cmd)
 		if err == nil {
 			wait, stop := context.WithTimeout(context.WithoutCancel(ctx), applyPatience)
@@ -48,7 +51,7 @@ func (c *Cluster) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, erro
 			_ = c.state.WaitApplied(wait, index) // it is committed: a slow local state doesn't make it undone
 			return answer, index, nil
 		}
-		if last = err; errors.Is(err, ErrNotMember) {
+		if last = err; errors.Is(err, ErrNotMember) || ctx.Value(hereKey{}) != nil {
 			return nil, 0, err
 		}
 		select {

@@ -35,6 +35,8 @@ type document struct {
 	Nodes       map[NodeID]Record
 	Invites     map[string]time.Time
 	ClusterID   string
+	Rotation    Rotation
+	RotatedAt   uint64
 }
 
 type received struct {
@@ -67,6 +69,8 @@ type command struct {
 	Away, Draining     bool
 	Hash               []byte
 	Expires            time.Time
+	Rotation           Rotation
+	Was                uint64
 }
 
 type reply struct{ Value, Err string }
@@ -101,7 +105,7 @@ func (s *mapState) apply(l *raft.Log) []byte {
 	if known, ok := s.data.Done[c.ID]; ok {
 		return known
 	}
-	answer, err := json.Marshal(s.change(c, l.AppendedAt))
+	answer, err := json.Marshal(s.change(c, l))
 	if err != nil {
 		panic(err)
 	}
@@ -109,7 +113,7 @@ func (s *mapState) apply(l *raft.Log) []byte {
 	return answer
 }
 
-func (s *mapState) change(c command, now time.Time) reply {
+func (s *mapState) change(c command, l *raft.Log) reply {
 	switch d := &s.data; c.Op {
 	case "put":
 		old := d.Values[c.Key]
@@ -139,9 +143,14 @@ func (s *mapState) change(c command, now time.Time) reply {
 		if !ok {
 			return reply{Err: "used"}
 		}
-		if now.After(expires) {
+		if l.AppendedAt.After(expires) {
 			return reply{Err: "expired"}
 		}
+	case "rotation":
+		if d.RotatedAt != c.Was {
+			return reply{Err: "changed"}
+		}
+		d.Rotation, d.RotatedAt = c.Rotation, l.Index
 	case "cluster":
 		if d.ClusterID == "" {
 			d.ClusterID = c.Value
@@ -267,6 +276,7 @@ func (k *sink) Close() error {
 type mapRecords struct {
 	state   *mapState
 	cluster *Cluster
+	member  *member
 }
 
 func (r *mapRecords) do(ctx context.Context, c command) error {
@@ -298,6 +308,8 @@ func propose(ctx context.Context, to *Cluster, c command) (string, error) {
 		return "", ErrTokenUsed
 	case "expired":
 		return "", ErrTokenExpired
+	case "changed":
+		return "", ErrRotationChanged
 	}
 	return "", fmt.Errorf("refused: %s", a.Err)
 }
@@ -322,6 +334,23 @@ func (r *mapRecords) Invited(hash []byte) (bool, error) {
 	defer r.state.mu.Unlock()
 	_, ok := r.state.data.Invites[string(hash)]
 	return ok, nil
+}
+func (r *mapRecords) Rotation() (Rotation, uint64, error) {
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	return r.state.data.Rotation, r.state.data.RotatedAt, nil
+}
+func (r *mapRecords) PutRotation(ctx context.Context, next Rotation, was uint64) error {
+	if h := r.member.house.proposing.Load(); h != nil {
+		if err := (*h)(r.member, next); err != nil {
+			return err
+		}
+	}
+	err := r.do(ctx, command{Op: "rotation", Rotation: next, Was: was})
+	if h := r.member.house.proposed.Load(); h != nil && err == nil {
+		(*h)(r.member, next)
+	}
+	return err
 }
 func (r *mapRecords) SetClusterID(ctx context.Context, id string) error {
 	return r.do(ctx, command{Op: "cluster", Value: id})

@@ -30,8 +30,10 @@ func (t token) String() string {
 	return tokenPrefix + base64.RawURLEncoding.EncodeToString(data)
 }
 
-func keyHash(key []byte) []byte {
-	sum := sha256.Sum256(key)
+// keyHash is what the state keeps of an invite. The secret of the moment is in it, so that a rotation ends the invites from
+// before.
+func keyHash(key []byte, fingerprint string) []byte {
+	sum := sha256.Sum256(append([]byte(fingerprint+"\x00"), key...))
 	return sum[:]
 }
 

@@ -13,7 +13,7 @@ import (
 func newCluster() *cobra.Command {
 	o := &controlOptions{}
 	cmd := o.group("cluster", "Look at the cluster, and change who is in it", "  pier cluster status\n  pier cluster remove node3 --data-dir /var/lib/pier")
-	cmd.AddCommand(o.newStatus(), o.newInvite(), o.newJoin(), o.newLeave(), o.newRemove(), o.newTransfer())
+	cmd.AddCommand(o.newStatus(), o.newInvite(), o.newJoin(), o.newLeave(), o.newRemove(), o.newTransfer(), o.newSecret())
 	return cmd
 }
 

@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -70,6 +72,33 @@ func (r *records) RedeemInvite(ctx context.Context, hash []byte) error {
 }
 
 func (r *records) Invited(hash []byte) (bool, error) { return r.state.Invited(hash) }
+
+// rotationName is the one document of its kind.
+const rotationName = "secret"
+
+func (r *records) Rotation() (cluster.Rotation, uint64, error) {
+	var out cluster.Rotation
+	d, found, err := r.state.Document(fsm.KindRotation, rotationName)
+	if err != nil || !found {
+		return out, 0, err
+	}
+	if err := json.Unmarshal(d.Body, &out); err != nil {
+		return out, 0, fmt.Errorf("read the rotation of the cluster's secret: %w", err)
+	}
+	return out, d.Generation, nil
+}
+
+func (r *records) PutRotation(ctx context.Context, next cluster.Rotation, was uint64) error {
+	body, err := json.Marshal(next)
+	if err != nil {
+		return err
+	}
+	_, err = r.log.Propose(ctx, fsm.PutDocument{Document: fsm.Document{Kind: fsm.KindRotation, Name: rotationName, Body: body}, Was: was})
+	if errors.Is(err, fsm.ErrDocumentChanged) || errors.Is(err, fsm.ErrDocumentExists) || errors.Is(err, fsm.ErrDocumentUnknown) {
+		return cluster.ErrRotationChanged
+	}
+	return err
+}
 
 func (r *records) SetClusterID(ctx context.Context, id string) error {
 	_, err := r.log.Propose(ctx, fsm.SetSetting{Key: fsm.SettingClusterID, Value: id})

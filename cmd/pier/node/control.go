@@ -161,7 +161,7 @@ func answer(err error) error {
 		return refuse(http.StatusBadRequest, "TOKEN_INVALID", err)
 	case errors.Is(err, cluster.ErrNodeUnknown):
 		return refuse(http.StatusNotFound, "NODE_UNKNOWN", err)
-	case errors.Is(err, cluster.ErrWouldLoseQuorum), errors.Is(err, cluster.ErrCantLead), errors.As(err, &last):
+	case refusesRotation(err), errors.Is(err, cluster.ErrWouldLoseQuorum), errors.Is(err, cluster.ErrCantLead), errors.As(err, &last):
 		return refuse(http.StatusConflict, "CONFLICT", err)
 	}
 	return unavailable(err)

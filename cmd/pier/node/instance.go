@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -29,6 +30,7 @@ type instance struct {
 	blobs   *blobsync.Sync
 	audit   *api.Audit
 	log     *proposer
+	keys    atomic.Pointer[auth.Keys]
 	api     *api.API
 	holdAll bool // every node holds every blob
 }
@@ -82,15 +84,11 @@ func (i *instance) build(n *Node) error {
 		return fmt.Errorf("set up the copying of blobs: %w", err)
 	}
 	guard.blobs = i.blobs
-	keys, err := auth.NewKeys(secrets.TokenSeeds())
-	if err == nil {
-		err = n.authority.store(secrets.AuthoritySeeds()[0])
-	}
-	if err != nil {
+	if err := i.useSecrets(n)(secrets); err != nil {
 		return fmt.Errorf("make the keys for clients: %w", err)
 	}
 	i.audit = api.NewAudit(n.cfg.DataDir, n.cfg.AuditPulls, n.logger)
-	i.api, err = api.New(i.apiConfig(n, keys), i.state, i.blobs, i.log, &control{node: n, inst: i})
+	i.api, err = api.New(i.apiConfig(n), i.state, i.blobs, i.log, &control{node: n, inst: i})
 	if err != nil {
 		return fmt.Errorf("set up the API: %w", err)
 	}
@@ -104,7 +102,8 @@ func (i *instance) clusterConfig(n *Node, secrets port.Secrets, peers http.Handl
 	return cluster.Config{
 		DataDir: n.cfg.DataDir, Name: n.cfg.Name, Listen: n.cfg.ClusterListen, Advertise: n.cfg.ClusterAdvertise,
 		API: advertisedAPI(n.cfg, n.public.address()), Join: n.cfg.Join, BootstrapExpect: n.cfg.BootstrapExpect,
-		Secrets: secrets, Network: n.opts.Network, RaftTimeout: n.cfg.RaftTimeout, MaxVoters: n.cfg.MaxVoters,
+		Secrets: secrets, SecretFile: secretPath(n.cfg), OnSecrets: i.useSecrets(n), SecretGrace: n.opts.Tuning.SecretGrace,
+		Network: n.opts.Network, RaftTimeout: n.cfg.RaftTimeout, MaxVoters: n.cfg.MaxVoters,
 		RepairDelay: n.cfg.RepairDelay, VoterDelay: n.opts.Tuning.VoterDelay, TrailingLogs: n.opts.Tuning.TrailingLogs,
 		SnapshotInterval: n.opts.Tuning.SnapshotInterval, SnapshotThreshold: n.opts.Tuning.SnapshotThreshold,
 		Version: n.opts.Version, Level: fsm.CurrentLevel, PeerHandler: peers, Figures: i.figures,
@@ -112,13 +111,13 @@ func (i *instance) clusterConfig(n *Node, secrets port.Secrets, peers http.Handl
 	}
 }
 
-func (i *instance) apiConfig(n *Node, keys *auth.Keys) api.Config {
+func (i *instance) apiConfig(n *Node) api.Config {
 	cfg := api.Config{
 		Node: fsm.NodeID(i.cluster.ID()), Name: n.cfg.Name, Version: n.opts.Version, Relay: i.cluster.Transport(),
 		Alive: i.alive, Figures: i.apiFigures, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
 		Audit: i.audit, Access: api.Access{
-			Keys: func() *auth.Keys { return keys }, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(), Clients: n.clients,
+			Keys: i.keys.Load, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(), Clients: n.clients,
 			Authority: n.authority.Load, Closed: n.cfg.Access.AdminUser != "",
 			TokenLife: n.opts.Tuning.TokenLife, Now: n.opts.Tuning.Clock,
 		},

@@ -45,6 +45,7 @@ type Tuning struct {
 	ReserveBytes      int64         // free disk space that is never used, in place of a share
 	Grace             time.Duration // how long requests may take to finish at the end
 	AwayWait          time.Duration // how long a request waits for the node that has its upload or the only copy
+	SecretGrace       time.Duration // how long an old cluster secret is accepted at the least
 	TokenLife         time.Duration // how long a client's access token is good
 	// Clock is what time it is for tokens and certificates; nil is the machine's.
 	Clock func() time.Time

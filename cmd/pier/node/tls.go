@@ -22,8 +22,8 @@ type authority struct {
 	current atomic.Pointer[auth.Authority]
 }
 
-func (a *authority) store(seed []byte) error {
-	next, err := auth.NewAuthority(seed)
+func (a *authority) store(seeds [][]byte) error {
+	next, err := auth.NewAuthority(seeds[0], seeds[1:]...)
 	if err == nil {
 		a.current.Store(next)
 	}

@@ -1,0 +1,513 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"pier/cluster/port"
+)
+
+// hasty drops old secrets soon after all use the new one.
+func hasty(c *Config) { c.SecretGrace = 300 * time.Millisecond }
+
+// hastily forms a cluster of n whose rotations end soon.
+func (h *house) hastily(n int) []*member {
+	h.t.Helper()
+	out := h.expecting(n)
+	for _, m := range out {
+		form := m.cfg
+		m.cfg = func(c *Config) { form(c); hasty(c) }
+		m.start()
+	}
+	for _, m := range out {
+		m.ready()
+	}
+	h.settled(out)
+	return out
+}
+
+// settled waits until every member answers every other: only then a rotation can begin.
+func (h *house) settled(nodes []*member) {
+	h.t.Helper()
+	eventually(h.t, func() error {
+		for _, m := range nodes {
+			for _, r := range m.cluster.survey(h.t.Context(), false) {
+				if r.err != nil {
+					return r.err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func (m *member) rotate(keep time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return m.cluster.RotateSecret(ctx, keep)
+}
+
+// reached waits until the nodes that run are through with a step.
+func reached(t testing.TB, step string, nodes ...*member) Rotation {
+	t.Helper()
+	var r Rotation
+	eventually(t, func() error {
+		for _, m := range nodes {
+			if m.cluster == nil {
+				continue
+			}
+			var at uint64
+			var err error
+			if r, at, err = m.cluster.rotation(); err != nil || r.Step != step {
+				return fmt.Errorf("%s is at %q, not %s: %v %s", m.name, r.Step, step, err, m.cluster.ownSecretReport(false).Fault)
+			}
+			if own := m.cluster.ownSecretReport(false); own.Done != at || !r.fulfilled(own.Secrets) {
+				return fmt.Errorf("%s hasn't done %s: %+v", m.name, step, own)
+			}
+		}
+		return nil
+	})
+	return r
+}
+
+// replaced checks that one secret is left everywhere, in the files and in force, and that the one before opens nothing.
+func (h *house) replaced(nodes []*member, before []byte) {
+	h.t.Helper()
+	r := reached(h.t, StepDone, nodes...)
+	if len(r.Secrets) != 1 || r.Secrets[0].Fingerprint == port.Fingerprint(before) || !slices.Contains(r.Dropped, port.Fingerprint(before)) {
+		h.t.Fatalf("the rotation ended with %+v", r)
+	}
+	stranger, err := port.New(port.Config{ID: nodes[0].cluster.ID(), Listen: "127.0.0.1:0", Secrets: port.Secrets{before}, Network: port.System()})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer stranger.Close()
+	for _, m := range nodes {
+		stored, err := port.LoadSecrets(m.secretFile(m.config()))
+		if err != nil || len(stored) != 1 || port.Fingerprint(stored[0]) != r.Secrets[0].Fingerprint {
+			h.t.Errorf("%s: the file has %v, %v", m.name, stored.Fingerprints(), err)
+		}
+		if n := m.cluster.port.Under(port.Fingerprint(before)); n != 0 {
+			h.t.Errorf("%s: %d connections live on under the old secret", m.name, n)
+		}
+		if keys := m.cluster.gossip.keys.GetKeys(); len(keys) != 1 || !bytes.Equal(keys[0], stored.GossipKeys()[0]) {
+			h.t.Errorf("%s: gossip has %d keys", m.name, len(keys))
+		}
+		if c, err := stranger.Dial(h.t.Context(), port.ProtoPeer, "", m.address); !errors.Is(err, port.ErrOtherSecret) {
+			h.t.Errorf("%s: a stranger with the old secret: %v, %v", m.name, c, err)
+		}
+		if _, err := port.DialJoin(h.t.Context(), port.System(), m.address, port.Fingerprint(before)); err == nil {
+			h.t.Errorf("%s shows the old authority", m.name)
+		}
+	}
+	h.settled(nodes)
+	eventually(h.t, func() error {
+		for _, m := range nodes {
+			if s := status(h.t, m); !s.Healthy || len(s.Nodes) != len(nodes) {
+				return fmt.Errorf("%s: %+v", m.name, s)
+			}
+		}
+		return nil
+	})
+}
+
+func TestTheSecretRotatesUnderLoad(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(3)
+	stop := load(t, nodes...)
+	var told sync.Map
+	for _, by := range []int{0, 2} { // a second time, from another node
+		before := nodes[0].cluster.own.now()[0]
+		told.Store(by, before)
+		if err := nodes[by].rotate(0); err != nil {
+			t.Fatal(err)
+		}
+		h.replaced(nodes, before)
+	}
+	stop()
+	for _, m := range nodes {
+		m.stop()
+	}
+	for _, m := range nodes {
+		m.start()
+	}
+	for _, m := range nodes {
+		m.ready()
+	}
+	nodes[1].mustPut("after", "all")
+}
+
+// The old secret is accepted until its date, unless it is dropped before; another rotation may come between.
+func TestOldSecretsAreKept(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(3)
+	ctx := t.Context()
+	if err := nodes[0].cluster.DropSecret(ctx); !errors.Is(err, ErrSecretAlone) {
+		t.Fatalf("there is nothing to drop: %v", err)
+	}
+	if err := nodes[0].rotate(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	first := reached(t, StepKeep, nodes...)
+	if left := time.Until(time.UnixMilli(first.Secrets[1].Until)); left < 59*time.Minute || left > time.Hour {
+		t.Errorf("the old secret ends in %s", left)
+	}
+	for _, m := range nodes {
+		if got := m.cluster.own.now(); len(got) != 2 || !bytes.Equal(got[1], h.secrets[0]) {
+			t.Errorf("%s accepts %v", m.name, got.Fingerprints())
+		}
+		if s, err := m.cluster.SecretStatus(ctx); err != nil || s.Step != StepKeep || len(s.Nodes) != 3 || !s.Nodes[2].Done {
+			t.Errorf("status: %+v, %v", s, err)
+		}
+	}
+	if err := nodes[1].rotate(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		if r := reached(t, StepKeep, nodes...); len(r.Secrets) != 3 {
+			return fmt.Errorf("kept: %+v", r)
+		}
+		return nil
+	})
+	if err := nodes[2].cluster.DropSecret(ctx); err != nil {
+		t.Fatal(err)
+	}
+	h.replaced(nodes, h.secrets[0])
+}
+
+// A step waits for whoever is away, and goes on when it is back: nobody is ever cut off.
+func TestRotationWaitsForWhoIsAway(t *testing.T) {
+	for _, step := range []string{StepAdd, StepRoll, StepKeep, StepDrop} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			h := newHouse(t)
+			nodes := h.hastily(3)
+			ldr := leader(t, nodes)
+			away := others(nodes, ldr)[0]
+			rest := others(nodes, away)
+			var once sync.Once
+			proposing := func(_ *member, next Rotation) error {
+				if next.Step == step {
+					once.Do(away.kill)
+				}
+				return nil
+			}
+			h.proposing.Store(&proposing)
+			if err := ldr.rotate(0); err != nil {
+				t.Fatal(err)
+			}
+			reached(t, step, rest...)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			for ctx.Err() == nil { // as long as it is away, for all of the time
+				if r, _, err := ldr.cluster.rotation(); err != nil || r.Step != step {
+					t.Fatalf("it went on to %s without a member, %v", r.Step, err)
+				}
+				s, err := ldr.cluster.SecretStatus(t.Context())
+				if err != nil || !slices.ContainsFunc(s.Nodes, func(n SecretMember) bool { return n.Name == away.name && !n.Done && n.Fault != "" }) {
+					t.Fatalf("status doesn't say for whom it waits: %+v, %v", s, err)
+				}
+			}
+			away.start()
+			away.ready()
+			h.replaced(nodes, h.secrets[0])
+			away.mustPut("after", step)
+		})
+	}
+}
+
+// Removing a member that doesn't come back lets the rotation go on.
+func TestRotationGoesOnWithoutWhoWasRemoved(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(4)
+	ldr := leader(t, nodes)
+	gone := others(nodes, ldr)[0]
+	rest := others(nodes, gone)
+	id := gone.cluster.ID()
+	var once sync.Once
+	proposing := func(*member, Rotation) error {
+		once.Do(gone.kill)
+		return nil
+	}
+	h.proposing.Store(&proposing)
+	if err := rest[1].rotate(0); err != nil {
+		t.Fatal(err)
+	}
+	reached(t, StepAdd, rest...)
+	if err := rest[1].rotate(0); !strings.Contains(fmt.Sprint(err), gone.name+" doesn't answer") {
+		t.Errorf("another rotation without one of the members: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := rest[0].cluster.Remove(ctx, id, false); err != nil {
+		t.Fatal(err)
+	}
+	h.replaced(rest, h.secrets[0])
+}
+
+// Whoever leads when the leader dies in a step finishes the rotation.
+func TestRotationOutlivesItsLeader(t *testing.T) {
+	for _, step := range []string{StepAdd, StepRoll, StepKeep, StepDrop} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			h := newHouse(t)
+			nodes := h.hastily(3)
+			by := others(nodes, leader(t, nodes))[0]
+			died := make(chan *member, 1)
+			var once sync.Once
+			proposed := func(_ *member, next Rotation) {
+				if next.Step != step {
+					return
+				}
+				once.Do(func() {
+					old := leader(t, nodes)
+					go func() { // its own loop may be the one that is here
+						old.kill()
+						died <- old
+					}()
+				})
+			}
+			h.proposed.Store(&proposed)
+			if err := by.rotate(0); err != nil {
+				t.Fatal(err)
+			}
+			old := <-died
+			by.mustPut("without", "it")
+			old.start()
+			old.ready()
+			h.replaced(nodes, h.secrets[0])
+		})
+	}
+}
+
+// A crash between the file and the log leaves a secret that nobody else heard of: it does no harm, and goes with the next
+// rotation.
+func TestRotationThatNeverBegan(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(3)
+	by := nodes[1]
+	crash := errors.New("the power went")
+	proposing := func(*member, Rotation) error { return crash }
+	h.proposing.Store(&proposing)
+	if err := by.rotate(0); !errors.Is(err, crash) {
+		t.Fatal(err)
+	}
+	h.proposing.Store(nil)
+	by.kill()
+	by.start()
+	by.ready()
+	orphaned := by.cluster.own.now()
+	if len(orphaned) != 2 || !bytes.Equal(orphaned[0], h.secrets[0]) {
+		t.Fatalf("the file has %v", orphaned.Fingerprints())
+	}
+	by.mustPut("still", "a member")
+	h.settled(nodes)
+	if err := nodes[0].rotate(0); err != nil {
+		t.Fatal(err)
+	}
+	h.replaced(nodes, h.secrets[0])
+	if r, _, _ := by.cluster.rotation(); r.Secrets[0].Fingerprint == orphaned.Fingerprints()[1] {
+		t.Error("a secret that may have leaked from a crash is used")
+	}
+}
+
+// An attempt whose secret is lost with the only node that had it is replaced by another.
+func TestRotationWhoseSecretIsLost(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(3)
+	lost := port.Fingerprint(port.NewSecret())
+	records := nodes[0].cluster.records
+	err := records.PutRotation(t.Context(), Rotation{Step: StepAdd, By: "gone", Secrets: []WantedSecret{{Fingerprint: port.Fingerprint(h.secrets[0])}, {Fingerprint: lost}}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		for _, m := range nodes {
+			if f := m.cluster.ownSecretReport(false).Fault; !strings.Contains(f, "no member that answers has the secret") {
+				return fmt.Errorf("%s doesn't say what it lacks: %q", m.name, f)
+			}
+		}
+		return nil
+	})
+	if err := nodes[2].rotate(0); err != nil {
+		t.Fatal(err)
+	}
+	h.replaced(nodes, h.secrets[0])
+	if err := nodes[2].rotate(0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A secret file that can't be replaced is found before anything changes.
+func TestRotationNeedsFilesThatCanBeReplaced(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.expecting(3)
+	for i, m := range nodes {
+		form := m.cfg
+		m.cfg = func(c *Config) {
+			form(c)
+			if i == 1 {
+				c.SecretFile = filepath.Join(m.dir, "nowhere", "secret")
+			}
+		}
+		m.start()
+	}
+	for _, m := range nodes {
+		m.ready()
+	}
+	h.settled(nodes)
+	err := nodes[0].rotate(0)
+	var no *NotReadyError
+	if !errors.As(err, &no) || !strings.Contains(err.Error(), nodes[1].name+": its secret file") {
+		t.Fatalf("the rotation began: %v", err)
+	}
+	if _, at, _ := nodes[0].cluster.rotation(); at != 0 || len(nodes[0].cluster.own.now()) != 1 {
+		t.Error("something was changed")
+	}
+}
+
+// Nodes that share one file on a volume rotate like others.
+func TestRotationWithOneFileForAll(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := port.SaveSecrets(file, h.secrets); err != nil {
+		t.Fatal(err)
+	}
+	nodes := h.expecting(3)
+	for _, m := range nodes {
+		form := m.cfg
+		m.cfg = func(c *Config) { form(c); hasty(c); c.SecretFile = file }
+		m.start()
+	}
+	for _, m := range nodes {
+		m.ready()
+	}
+	h.settled(nodes)
+	if err := nodes[2].rotate(0); err != nil {
+		t.Fatal(err)
+	}
+	h.replaced(nodes, h.secrets[0])
+}
+
+// An invite from before a rotation brings nobody in: not while it runs, and not after it. Nor does the old secret.
+func TestInvitesEndWithTheSecret(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(3)
+	ldr := leader(t, nodes)
+	away := others(nodes, ldr)[0]
+	rest := others(nodes, away)
+	ctx := t.Context()
+	token, _, err := ldr.cluster.Invite(ctx, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	proposing := func(*member, Rotation) error {
+		once.Do(away.kill)
+		return nil
+	}
+	h.proposing.Store(&proposing)
+	if err := ldr.rotate(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	reached(t, StepAdd, rest...)
+	guest := h.add(hasty)
+	if err := guest.use(token); !errors.Is(err, ErrRotating) {
+		t.Fatalf("an invite from before, while the secret is replaced: %v", err)
+	}
+	if _, _, err := rest[1].cluster.Invite(ctx, time.Hour); !errors.Is(err, ErrRotating) {
+		t.Fatalf("an invite while the secret is replaced: %v", err)
+	}
+	// Who has the old secret alone is told to wait; who has all is taken in, and waited for.
+	late := h.add(func(c *Config) { c.Join = []string{ldr.address}; hasty(c) })
+	late.start()
+	err = ldr.cluster.takeIn(ctx, late.cluster.newcomer())
+	if !errors.Is(err, ErrRotating) {
+		t.Fatalf("who has the old secret alone, while it is replaced: %v", err)
+	}
+	late.stop()
+	late.secrets = ldr.cluster.own.now()
+	late.start()
+	late.ready()
+	away.start()
+	away.ready()
+	nodes = append(nodes, late)
+	reached(t, StepKeep, nodes...)
+	if err := guest.use(token); err == nil {
+		t.Fatal("an invite from before the rotation is good after it")
+	}
+	// Nor by whoever doesn't insist on the authority that it names.
+	forged, err := parseToken(token, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged.Fingerprint = port.Fingerprint(ldr.cluster.own.now()[0])
+	if err := guest.use(forged.String()); !errors.Is(err, ErrTokenUsed) {
+		t.Fatalf("an invite from before, with the new authority's name: %v", err)
+	}
+	fresh, _, err := ldr.cluster.Invite(ctx, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := guest.use(fresh); err != nil {
+		t.Fatal(err)
+	}
+	guest.start()
+	guest.ready()
+	reached(t, StepKeep, append(nodes, guest)...)
+	if got := guest.cluster.own.now(); len(got) != 2 || port.Fingerprint(got[0]) != forged.Fingerprint {
+		t.Errorf("the newcomer has %v", got.Fingerprints())
+	}
+	if err := ldr.cluster.DropSecret(ctx); err != nil {
+		t.Fatal(err)
+	}
+	h.replaced(append(nodes, guest), h.secrets[0])
+}
+
+// Only members get a secret, and only one that the state wants.
+func TestSecretsAreHandedToMembersOnly(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(2)
+	h.add(nil)
+	stranger, err := port.New(port.Config{ID: "stranger", Listen: "127.0.0.1:0", Secrets: h.secrets, Network: port.System()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	if err := nodes[0].rotate(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	r := reached(t, StepKeep, nodes...)
+	asker := &Cluster{port: stranger}
+	var handed secretHanded
+	for _, s := range r.Secrets {
+		err := asker.askAddress(t.Context(), nodes[1].address, "GET", "/cluster/secrets/"+s.Fingerprint, nil, &handed)
+		if err == nil || handed.Secret != nil {
+			t.Errorf("a holder of the old secret that is no member got %s: %v", s.Fingerprint, err)
+		}
+	}
+	if _, err := nodes[0].cluster.fetchSecret(t.Context(), "unknown"); err == nil {
+		t.Error("a secret that nobody wants was handed out")
+	}
+	got, err := nodes[0].cluster.fetchSecret(t.Context(), r.Secrets[0].Fingerprint)
+	if err != nil || !bytes.Equal(got, nodes[0].cluster.own.now()[0]) {
+		t.Errorf("a member gets %v", err)
+	}
+}
