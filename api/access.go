@@ -296,6 +296,9 @@ func (a *API) turnAway(r *http.Request, d *auth.Directory, n need, rt route) err
 	unlimited := c
 	unlimited.Limit = nil
 	if _, ok := d.Decide(unlimited, n.right(), string(rt.repo)); !ok && c.Kind != auth.KindAnonymous {
+		if d.MayNotLook(unlimited, n.right(), string(rt.repo)) {
+			return refuse(http.StatusForbidden, codeDenied, "%s may %s only what it may pull; `pier access grant %s pull %s` would give that", c.Name, n.right(), c.Name, rt.repo)
+		}
 		return refuse(http.StatusForbidden, codeDenied, "%s has no right to %s on %s; `pier access grant %s %s %s` would give it", c.Name, n.right(), rt.repo, c.Name, n.right(), rt.repo)
 	}
 	return a.challenge(r, errLogin, n, rt)

@@ -175,6 +175,67 @@ func TestWhoMayDoWhat(t *testing.T) {
 	}
 }
 
+// Who was granted delete and not pull learns nothing of what there is: the answer is the same for what isn't there.
+func TestDeletingNeedsPulling(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	f.user("broom", "delete:**")
+	index := digest.FromBytes(emptyIndex())
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutManifest{Repo: "secret/app", Digest: index, MediaType: fsm.TypeOCIIndex, Body: emptyIndex(), Tags: []fsm.Tag{"1"}}))
+	broom := basic(f, "broom")
+	bearer := "Bearer " + f.token(f.nodes[0], "broom", "repository:secret/app:delete", "repository:other/app:delete")
+	for _, authorization := range []string{broom, bearer} {
+		for _, path := range []string{"manifests/1", "manifests/2", "manifests/" + index.String(), "blobs/" + index.String()} {
+			there := f.want(f.do("DELETE", "/v2/secret/app/"+path, nil, "Authorization: "+authorization), 403, codeDenied)
+			none := f.want(f.do("DELETE", "/v2/other/app/"+path, nil, "Authorization: "+authorization), 403, codeDenied)
+			if want := strings.ReplaceAll(string(none.body), "other", "secret"); string(there.body) != want {
+				t.Errorf("%s: %s, and of what isn't there %s", path, there.body, none.body)
+			}
+		}
+	}
+	f.grant("broom", "pull:secret/**")
+	f.want(f.do("DELETE", "/v2/secret/app/manifests/1", nil, "Authorization: "+broom), 202, "")
+}
+
+// Nobody is called as those are who have no name.
+func TestNobodyIsCalledOperator(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	for _, name := range []string{"operator", "Operator", "anonymous", "ANONYMOUS"} {
+		for _, path := range []string{"user/add", "robot/add"} {
+			body := fmt.Sprintf(`{"name":%q}`, name)
+			if path == "user/add" {
+				body = fmt.Sprintf(`{"name":%q,"password":"long enough"}`, name)
+			}
+			f.want(f.do("POST", "/api/v1/access/"+path, []byte(body), "Authorization: "+basic(f, "root")), 400, codeInvalid)
+		}
+	}
+}
+
+// The metrics are for who may pull everything, and for who has the machine.
+func TestWhoSeesTheMetrics(t *testing.T) {
+	open := false
+	f := withAccess(t, 1, func(c *Config) { c.MetricsOpen = open })
+	f.want(f.do("GET", "/metrics", nil, "X-Forwarded-For: 192.0.2.1"), 200, "")
+	f.user("root")
+	f.user("prometheus", "pull:**")
+	f.user("alice", "pull:team/**")
+	const proxied = "X-Forwarded-For: 192.0.2.1" // else it is this machine
+	f.want(f.do("GET", "/metrics", nil), 200, "")
+	f.want(f.do("GET", "/metrics", nil, proxied), 401, codeUnauthorized)
+	f.want(f.do("HEAD", "/metrics", nil, proxied), 401, codeUnauthorized)
+	f.want(f.do("GET", "/metrics", nil, "Via: 1.1 proxy"), 401, codeUnauthorized)
+	f.want(f.do("GET", "/metrics", nil, proxied, "Authorization: "+basic(f, "alice")), 403, codeDenied)
+	f.want(f.do("GET", "/metrics", nil, proxied, "Authorization: "+basic(f, "nobody")), 401, codeUnauthorized)
+	for _, name := range []string{"root", "prometheus"} {
+		f.want(f.do("GET", "/metrics", nil, proxied, "Authorization: "+basic(f, name)), 200, "")
+	}
+	open = true
+	f = withAccess(t, 1, func(c *Config) { c.MetricsOpen = open })
+	f.user("root")
+	f.want(f.do("GET", "/metrics", nil, proxied), 200, "")
+}
+
 // The state and the decision mean the same by a grant's subject.
 func TestSubjectsAgree(t *testing.T) {
 	if fsm.SubjectAnonymous != auth.Anonymous || fsm.SubjectGroup+"x" != auth.GroupSubject("x") {

@@ -40,6 +40,10 @@ type Config struct {
 	Alive func(id fsm.NodeID) bool
 	// Figures are shown by /metrics; nil shows none.
 	Figures func() Figures
+	// Exposure says what strangers can do to this node; empty is nothing. Nil doesn't say.
+	Exposure func() string
+	// MetricsOpen shows /metrics to everybody, also while access control is on.
+	MetricsOpen bool
 	// Ready returns why this node can't serve pulls, or pushes; nil means always ready.
 	Ready func(push bool) error
 	// MaxInFlight requests are served at once (default 1024), MaxQueue more wait (default 8192), each for at most
@@ -204,8 +208,8 @@ func (a *API) router(full bool) http.Handler {
 	r.Head("/healthz", a.healthz)
 	r.Get("/readyz", a.readyz)
 	r.Head("/readyz", a.readyz)
-	r.Get("/metrics", a.serveMetrics)
-	r.Head("/metrics", a.serveMetrics)
+	r.Get("/metrics", a.plain("metrics", a.getMetrics))
+	r.Head("/metrics", a.plain("metrics", a.getMetrics))
 	r.Route("/api/v1", func(r chi.Router) {
 		r.Use(routeNamed("control"))
 		a.controlRoutes(r)

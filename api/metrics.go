@@ -2,12 +2,15 @@ package api
 
 import (
 	"net/http"
+	"net/netip"
 	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"pier/api/auth"
 )
 
 // Figures are what the node knows and /metrics shows. Bytes and DiskFree are bytes.
@@ -79,9 +82,42 @@ func (m *metrics) finished(x *exchange, method string, received int64, took time
 	m.bytes.WithLabelValues("out").Add(float64(x.sent))
 }
 
-func (a *API) serveMetrics(w http.ResponseWriter, r *http.Request) {
-	exchangeOf(r.Context()).route = "metrics"
+// getMetrics shows the figures to whoever may pull everything, or has this machine anyway.
+func (a *API) getMetrics(w http.ResponseWriter, r *http.Request) error {
+	if err := a.admitMetrics(r); err != nil {
+		return err
+	}
 	promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP(w, r)
+	return nil
+}
+
+func (a *API) admitMetrics(r *http.Request) error {
+	x := exchangeOf(r.Context())
+	d, err := a.access.directory()
+	if err != nil || a.cfg.MetricsOpen || !d.On() || x.caller.Kind == auth.KindOperator || a.access.isLocal(r) {
+		return err
+	}
+	if x.caller, err = a.access.identify(r, d); err != nil {
+		return err
+	}
+	if d.Administers(x.caller) || d.Everywhere(x.caller, auth.Pull) {
+		return nil
+	}
+	if x.caller.Kind == auth.KindAnonymous {
+		return errLogin
+	}
+	return refuse(http.StatusForbidden, codeDenied, "the metrics are for who may pull ** (or admin); the setting metrics-open shows them to everybody")
+}
+
+// isLocal tells whether a request comes from this machine and not through a proxy on it.
+func (x *access) isLocal(r *http.Request) bool {
+	for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded", "Via", "X-Real-Ip"} {
+		if r.Header.Get(name) != "" {
+			return false
+		}
+	}
+	ip, err := netip.ParseAddr(hostOf(r.RemoteAddr))
+	return err == nil && ip.Unmap().IsLoopback()
 }
 
 // figureCollector asks the node when it is scraped.

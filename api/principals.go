@@ -77,7 +77,11 @@ func (a *API) putUser(r *http.Request, p fsm.Principal) (any, error) {
 		return nil, err
 	}
 	added, _ := answer.(fsm.PrincipalAnswer)
-	return client.UserAdded{First: added.First}, nil
+	out := client.UserAdded{First: added.First}
+	if added.First && a.cfg.Exposure != nil {
+		out.Warning = a.cfg.Exposure()
+	}
+	return out, nil
 }
 
 func checkNames(names []string) error {
@@ -245,6 +249,8 @@ func (a *API) explainAccess(_ *http.Request, in client.ExplainRequest) (any, err
 	}
 	g, ok := d.Decide(c, right, string(repo))
 	switch {
+	case d.MayNotLook(c, right, string(repo)):
+		return client.Explanation{Reason: in.Subject + " may not pull it, and what may not be pulled may not be deleted"}, nil
 	case !ok:
 		return client.Explanation{Reason: "no grant of " + in.Subject + ", of its groups or of anonymous gives it"}, nil
 	case g == auth.Grant{}:

@@ -137,7 +137,7 @@ func (d *Directory) Grants(subject string) []Grant {
 
 // Decide tells whether the caller may do what needs the right on the repository, and by which grant: the caller's own
 // first, then those of its groups, then those of everybody. Without access control and for the operator there is no grant
-// to name.
+// to name. Who may not pull may not delete: the answer would tell whether there was anything.
 func (d *Directory) Decide(c Caller, want Right, repo string) (Grant, bool) {
 	switch {
 	case c.Kind == KindOperator:
@@ -147,6 +147,17 @@ func (d *Directory) Decide(c Caller, want Right, repo string) (Grant, bool) {
 	case !d.on:
 		return Grant{}, want != Admin
 	}
+	g, ok := d.find(c, want, repo)
+	if ok && want == Delete && !g.Right.includes(Pull) {
+		if _, sees := d.find(c, Pull, repo); !sees {
+			return Grant{}, false
+		}
+	}
+	return g, ok
+}
+
+// find gives a grant of the right, whatever else the right needs.
+func (d *Directory) find(c Caller, want Right, repo string) (Grant, bool) {
 	if c.Kind != KindAnonymous {
 		if g, ok := d.granted(c.Name, want, repo); ok {
 			return g, true
@@ -166,6 +177,13 @@ func (d *Directory) granted(subject string, want Right, repo string) (Grant, boo
 		return Grant{}, false
 	}
 	return tree.match(repo, want)
+}
+
+// MayNotLook tells whether the caller was granted the right and can't use it, since it may not pull.
+func (d *Directory) MayNotLook(c Caller, want Right, repo string) bool {
+	_, granted := d.find(c, want, repo)
+	_, may := d.Decide(c, want, repo)
+	return granted && !may && c.Limit == nil
 }
 
 // Everywhere tells whether the caller has the right on all repositories that there are and may come.

@@ -105,8 +105,11 @@ func CheckName(s string) error {
 		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 		return !alnum && (i == 0 || strings.IndexByte("._@-", c) < 0)
 	}
-	if s == "" || len(s) > maxName || s == Anonymous {
-		return fmt.Errorf("name %.80q: 1 to %d letters, digits and . _ @ -, and not %s", s, maxName, Anonymous)
+	if s == "" || len(s) > maxName {
+		return fmt.Errorf("name %.80q: 1 to %d letters, digits and . _ @ -", s, maxName)
+	}
+	if strings.EqualFold(s, Anonymous) || strings.EqualFold(s, string(KindOperator)) {
+		return fmt.Errorf("name %q: everybody without a name and whoever has a node's socket are called that", s)
 	}
 	for i := range len(s) {
 		if bad(i, s[i]) {

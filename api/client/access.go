@@ -47,9 +47,11 @@ type UserRequest struct {
 	Groups   []string `json:"groups,omitempty"`
 }
 
-// UserAdded tells whether this was the first user, which turns access control on.
+// UserAdded tells whether this was the first user, which turns access control on; and what is not as it should be where
+// that is so.
 type UserAdded struct {
-	First bool `json:"first"`
+	First   bool   `json:"first"`
+	Warning string `json:"warning,omitempty"`
 }
 
 // PrincipalChange changes what is set of a user or a robot.

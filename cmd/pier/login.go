@@ -53,11 +53,19 @@ func (l logins) save() error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	next := path + ".next"
-	if err := os.WriteFile(next, data, 0o600); err != nil {
+	// A file of a name that nobody can know: what lies at a known one could be a link, or readable to others.
+	next, err := os.CreateTemp(filepath.Dir(path), "logins-*.json")
+	if err != nil {
 		return err
 	}
-	return os.Rename(next, path)
+	_, err = next.Write(data)
+	if err = errors.Join(err, next.Chmod(0o600), next.Close()); err == nil {
+		err = os.Rename(next.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(next.Name())
+	}
+	return err
 }
 
 func newLogin() *cobra.Command {

@@ -52,6 +52,9 @@ func (o *userOptions) newAdd() *cobra.Command {
 			if added.First {
 				line = "added %s, who is administrator; from now on nobody comes in without a login or a grant"
 			}
+			if added.Warning != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", added.Warning)
+			}
 			return o.show(cmd, added, line, args[0])
 		},
 	}

@@ -31,6 +31,7 @@ type AccessConfig struct {
 	InsecureHTTP      bool
 	AdminUser         string
 	AdminPasswordFile string
+	MetricsOpen       bool
 }
 
 func accessSettings() []Setting {
@@ -53,6 +54,7 @@ func accessSettings() []Setting {
 		text("public-url", "where clients reach the registry, when it isn't what they ask for", func(c *Config) *string { return &c.Access.PublicURL }),
 		list("trusted-proxies", "networks whose X-Forwarded-* headers are believed, such as 10.0.0.0/8", func(c *Config) *[]string { return &c.Access.TrustedProxies }),
 		truth("insecure-http", "start with access control and without TLS even where others can listen in on passwords", func(c *Config) *bool { return &c.Access.InsecureHTTP }),
+		truth("metrics-open", "show /metrics to everybody, also while access control is on", func(c *Config) *bool { return &c.Access.MetricsOpen }),
 		text("admin-user", "make this user, once, as the first one and so as administrator", func(c *Config) *string { return &c.Access.AdminUser }),
 		text("admin-password-file", "file with the password of admin-user", func(c *Config) *string { return &c.Access.AdminPasswordFile }),
 	}

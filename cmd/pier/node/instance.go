@@ -114,7 +114,7 @@ func (i *instance) clusterConfig(n *Node, secrets port.Secrets, peers http.Handl
 func (i *instance) apiConfig(n *Node) api.Config {
 	cfg := api.Config{
 		Node: fsm.NodeID(i.cluster.ID()), Name: n.cfg.Name, Version: n.opts.Version, Relay: i.cluster.Transport(),
-		Alive: i.alive, Figures: i.apiFigures, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
+		Alive: i.alive, Figures: i.apiFigures, Exposure: n.firstWarning, MetricsOpen: n.cfg.Access.MetricsOpen, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
 		Audit: i.audit, Access: api.Access{
 			Keys: i.keys.Load, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(), Clients: n.clients,

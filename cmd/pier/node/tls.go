@@ -129,6 +129,18 @@ func (n *Node) Exposure() (string, bool) {
 	return "THE REGISTRY IS OPEN: it listens beyond this machine, without access control and without TLS; everybody who reaches it can push and delete", true
 }
 
+// firstWarning is what whoever turns access control on has to know of this node.
+func (n *Node) firstWarning() string {
+	said, exposed := n.Exposure()
+	if !exposed {
+		return ""
+	}
+	if !n.cfg.Access.InsecureHTTP {
+		said += "; the next start is refused without --tls auto, --tls-cert or --insecure-http"
+	}
+	return said
+}
+
 // closed tells whether access control is in force, or about to be.
 func (n *Node) closed(a fsm.Access) bool { return a.On || n.cfg.Access.AdminUser != "" && !a.Decided }
 
