@@ -17,9 +17,9 @@ const (
 	maxConnections = 16 << 10
 )
 
-// NewServer makes a server for the public port or the control socket. A header must come within 30 s and have at most
-// 64 KiB (431 beyond); a connection may rest two minutes between requests, and beyond 16,384 of them the registry answers
-// 429. Bodies have no deadline in all: the handlers move one with the progress made.
+// NewServer makes a server for the public port or the control socket. A TLS handshake must be done within 30 s, a header must
+// come within 30 s and have at most 64 KiB (431 beyond); a connection may rest two minutes between requests, and beyond 16,384
+// of them the registry answers 429. At most 2,048 may have asked nothing yet; the oldest go. Bodies have no deadline in all: the handlers move one with the progress made.
 func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
 	return newServer(h, logger, maxConnections)
 }
@@ -29,19 +29,22 @@ func newServer(h http.Handler, logger *slog.Logger, limit int64) *http.Server {
 		logger = slog.New(slog.DiscardHandler)
 	}
 	var open atomic.Int64
+	arriving := newArrivals(maxArrivals)
 	return &http.Server{
-		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			ctx = arriving.came(ctx, c)
 			if open.Add(1) > limit {
 				return context.WithValue(ctx, crowdedKey{}, true)
 			}
 			return ctx
 		},
-		ConnState: func(_ net.Conn, s http.ConnState) {
+		ConnState: func(c net.Conn, s http.ConnState) {
 			if s == http.StateClosed || s == http.StateHijacked {
+				arriving.gone(c)
 				open.Add(-1)
 			}
 		},
-		Handler:           h,
+		Handler:           arriving.noting(h),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,

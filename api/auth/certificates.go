@@ -29,10 +29,15 @@ type Certificates struct {
 }
 
 // FromFiles serves a pair of PEM files, and the new pair when they change. A pair that can't be used is refused at once
-// here; later it leaves the old one in place, and Fault says why.
+// here; later it leaves the old one in place, and Fault says why. One that is over, or not good yet, is used only where there was
+// none before: a node with an old certificate still serves its peers, and the clients that look away.
 func FromFiles(cert, key string, logger *slog.Logger) (*Certificates, error) {
+	return fromFiles(cert, key, time.Now, logger)
+}
+
+func fromFiles(cert, key string, now func() time.Time, logger *slog.Logger) (*Certificates, error) {
 	var last [2]stamp
-	load := func(time.Time) (*tls.Certificate, error) {
+	load := func(at time.Time) (*tls.Certificate, error) {
 		var now [2]stamp
 		for i, path := range []string{cert, key} {
 			var err error
@@ -47,10 +52,23 @@ func FromFiles(cert, key string, logger *slog.Logger) (*Certificates, error) {
 		if err != nil {
 			return nil, fmt.Errorf("the certificate %s with the key %s: %w", cert, key, err)
 		}
+		if err := inTime(pair.Leaf, at); err != nil && last != [2]stamp{} {
+			return nil, fmt.Errorf("%s: %w", cert, err)
+		}
 		last = now
 		return &pair, nil
 	}
-	return newCertificates(load, time.Now, logger)
+	return newCertificates(load, now, logger)
+}
+
+func inTime(leaf *x509.Certificate, at time.Time) error {
+	switch {
+	case at.Before(leaf.NotBefore):
+		return fmt.Errorf("the certificate is not good before %s", leaf.NotBefore.UTC().Format(time.RFC3339))
+	case at.After(leaf.NotAfter):
+		return fmt.Errorf("the certificate has been over since %s", leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // stamp tells one content of a file from another without reading it.
@@ -104,6 +122,9 @@ func newCertificates(load func(time.Time) (*tls.Certificate, error), now func() 
 	if c.current == nil {
 		return nil, c.fault
 	}
+	if err := c.Fault(); err != nil {
+		logger.Error("clients will refuse this node", "err", err)
+	}
 	return c, nil
 }
 
@@ -142,11 +163,21 @@ func (c *Certificates) refresh() {
 	c.fault = err
 }
 
-// Fault is why the newest certificate isn't in use; nil when it is.
+// Fault is why the newest certificate isn't in use, or why the one in use is none for clients; nil when all is well.
 func (c *Certificates) Fault() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.fault
+	if c.fault != nil {
+		return c.fault
+	}
+	return inTime(c.current.Leaf, c.now())
+}
+
+// Leaf is the certificate in use.
+func (c *Certificates) Leaf() *x509.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current.Leaf
 }
 
 // TLS is what a listener needs. TLS 1.2 is the oldest that is spoken, for clients of the last decade.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -194,5 +195,51 @@ func TestFilesAreReloaded(t *testing.T) {
 	c.refresh()
 	if _, err := dial(t, c, a, "b.lan"); err != nil || c.Fault() != nil {
 		t.Errorf("the new pair isn't in use: %v, %v", err, c.Fault())
+	}
+}
+
+// A new pair that no client would take leaves the good one in place: one that is over, isn't good yet, or doesn't belong
+// together. What isn't good yet is taken when it is. At the start there is nothing better.
+func TestNewPairIsNotGood(t *testing.T) {
+	a, dir, at := authority(t, 1), t.TempDir(), &clock{at: time.Now()}
+	issue := func(host string, when time.Duration) *tls.Certificate {
+		t.Helper()
+		c, err := a.Issue([]string{host}, time.Now().Add(when))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	cert, key := writePair(t, dir, issue("good.lan", 0))
+	c, err := fromFiles(cert, key, at.now, silent())
+	if err != nil {
+		t.Fatal(err)
+	}
+	over, early, strange := issue("over.lan", -2*certificateLife), issue("early.lan", 48*time.Hour), issue("strange.lan", 0)
+	strange.PrivateKey = early.PrivateKey
+	for name, bad := range map[string]*tls.Certificate{"has been over": over, "does not match": strange, "is not good before": early} {
+		writePair(t, dir, bad)
+		for range 2 {
+			c.refresh()
+			if err := c.Fault(); err == nil || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s: the fault is %v", name, err)
+			}
+			if c.Leaf().VerifyHostname("good.lan") != nil {
+				t.Errorf("%s: it replaces the good one", name)
+			}
+		}
+	}
+	writePair(t, dir, early)
+	at.pass(72 * time.Hour)
+	if c.refresh(); c.Fault() != nil || c.Leaf().VerifyHostname("early.lan") != nil {
+		t.Errorf("what has become good isn't in use: %v", c.Fault())
+	}
+	at.pass(2 * certificateLife)
+	if c.refresh(); c.Fault() == nil {
+		t.Error("the certificate in use is over, and there is no fault")
+	}
+	writePair(t, dir, over)
+	if c, err = fromFiles(cert, key, at.now, silent()); err != nil || c.Fault() == nil {
+		t.Errorf("a node doesn't start with an old certificate, or has no fault: %v", err)
 	}
 }
