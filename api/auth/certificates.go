@@ -180,6 +180,13 @@ func (c *Certificates) Leaf() *x509.Certificate {
 	return c.current.Leaf
 }
 
+// Covers tells whether the certificate is good for the host, a name or an address.
+func (c *Certificates) Covers(host string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current.Leaf.VerifyHostname(host) == nil
+}
+
 // TLS is what a listener needs. TLS 1.2 is the oldest that is spoken, for clients of the last decade.
 func (c *Certificates) TLS() *tls.Config {
 	return &tls.Config{

@@ -25,6 +25,7 @@ type AccessConfig struct {
 	ACMEEmail         string
 	ACMECAFile        string
 	TLSClientCA       string
+	HTTPListen        string
 	PublicNames       []string
 	PublicURL         string
 	TrustedProxies    []string
@@ -51,6 +52,7 @@ func accessSettings() []Setting {
 		text("acme-directory", "directory of the ACME server; by tls acme you agree to its terms of service", func(c *Config) *string { return &c.Access.ACMEDirectory }),
 		text("acme-email", "where the ACME server may write to about the certificates", func(c *Config) *string { return &c.Access.ACMEEmail }),
 		text("acme-ca-file", "certificates to trust about the ACME server, PEM, beside the system's", func(c *Config) *string { return &c.Access.ACMECAFile }),
+		text("http-listen", "address where HTTP is spoken, to send browsers to HTTPS, refuse registry clients and answer ACME servers; empty: none", func(c *Config) *string { return &c.Access.HTTPListen }),
 		text("public-url", "where clients reach the registry, when it isn't what they ask for", func(c *Config) *string { return &c.Access.PublicURL }),
 		list("trusted-proxies", "networks whose X-Forwarded-* headers are believed, such as 10.0.0.0/8", func(c *Config) *[]string { return &c.Access.TrustedProxies }),
 		truth("insecure-http", "start with access control and without TLS even where others can listen in on passwords", func(c *Config) *bool { return &c.Access.InsecureHTTP }),
@@ -77,6 +79,8 @@ func (a AccessConfig) problems() []problem {
 	}
 	u, err := url.Parse(a.PublicURL)
 	check(a.PublicURL == "" || err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "", "public-url", "%q is no URL such as https://registry.lan", a.PublicURL)
+	check(a.HTTPListen == "" || isAddress(a.HTTPListen, true), "http-listen", "%q is no host:port", a.HTTPListen)
+	check(a.HTTPListen == "" || a.secure(), "http-listen", "it only says where HTTPS is, and there is none: it needs tls or tls-cert")
 	if a.TLS == tlsACME {
 		out = append(out, a.acmeProblems()...)
 	}

@@ -21,7 +21,7 @@ const acmeReadWait = 5 * time.Second
 func (n *Node) keeper() (*acme.Keeper, error) {
 	a := n.cfg.Access
 	cfg := acme.Config{
-		Names: a.PublicNames, Directory: a.ACMEDirectory, Email: a.ACMEEmail,
+		Names: a.PublicNames, Directory: a.ACMEDirectory, Email: a.ACMEEmail, Web: a.HTTPListen != "",
 		Node: func() string { return n.cfg.Name + " " + n.ID() }, UserAgent: "pier/" + n.opts.Version, Store: &acmeStore{node: n}, Logger: n.logger,
 	}
 	if a.ACMECAFile != "" {

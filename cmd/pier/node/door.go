@@ -60,7 +60,7 @@ func (d *frontDoor) run(ctx context.Context) error {
 	defer stop()
 	serve := d.server.Serve
 	if d.server.TLSConfig != nil {
-		serve = func(lis net.Listener) error { return d.server.ServeTLS(lis, "", "") }
+		serve = func(lis net.Listener) error { return d.server.ServeTLS(mistaken{lis}, "", "") }
 	}
 	err := serve(d.lis)
 	if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {

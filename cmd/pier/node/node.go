@@ -63,6 +63,7 @@ type Node struct {
 	clients   *auth.Clients // nil where clients show no certificates
 	authority authority
 	socket    *frontDoor
+	plain     *frontDoor // nil unless HTTP is to say where HTTPS is
 	fatal     chan error
 	joins     chan joinOrder
 	killed    chan struct{}
@@ -139,6 +140,9 @@ func (n *Node) open() error {
 	if err := n.encrypt(); err != nil {
 		return err
 	}
+	if err := n.openPlain(); err != nil {
+		return err
+	}
 	return n.guarded(inst.state)
 }
 
@@ -158,7 +162,7 @@ func (n *Node) openSocket() error {
 
 // doors are the listeners that this node has.
 func (n *Node) doors() []*frontDoor {
-	return slices.DeleteFunc([]*frontDoor{n.public, n.socket}, func(d *frontDoor) bool { return d == nil })
+	return slices.DeleteFunc([]*frontDoor{n.public, n.socket, n.plain}, func(d *frontDoor) bool { return d == nil })
 }
 
 // Close gives back what New took, for a node that was never run. It is safe to call more than once.

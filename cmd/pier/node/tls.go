@@ -43,6 +43,8 @@ type certificates interface {
 	Run(ctx context.Context) error
 	TLS() *tls.Config
 	Fault() error
+	// Covers tells whether a certificate is good for the host.
+	Covers(host string) bool
 }
 
 // certificates gives what the settings ask for; nil where clients come by HTTP.

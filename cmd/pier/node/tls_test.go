@@ -89,7 +89,7 @@ func TestSecureFromTheStart(t *testing.T) {
 	if resp := ask(n.URL(), "root"); resp.StatusCode != 200 {
 		t.Errorf("the administrator: %s", resp.Status)
 	}
-	if resp := ask(strings.Replace(n.URL(), "https", "http", 1), "root"); resp.StatusCode != 400 {
+	if resp := ask(strings.Replace(n.URL(), "https", "http", 1), "root"); resp.StatusCode != 426 {
 		t.Errorf("plain HTTP: %s", resp.Status)
 	}
 }
