@@ -34,9 +34,9 @@ check: lint test ## what must pass before a commit: format, vet, staticcheck, te
 lint: $(BIN)/staticcheck ## gofmt, vet and staticcheck, also of the tests behind tags
 	@bad=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); if [ -n "$$bad" ]; then echo "gofmt: $$bad"; exit 1; fi
 	go vet ./...
-	go vet -tags docker,disks ./test/...
+	go vet -tags docker,disks,slapd ./test/...
 	.ci/staticcheck ./...
-	.ci/staticcheck -tags docker,disks ./test/...
+	.ci/staticcheck -tags docker,disks,slapd ./test/...
 
 $(BIN)/staticcheck:
 	GOBIN=$(abspath $(BIN)) go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
@@ -80,6 +80,10 @@ test-docker: image clients ## run the tests that need a Docker engine, skopeo an
 .PHONY: test-disks
 test-disks: ## run the tests that fill small disks up, as root
 	go test -tags disks -count=1 -timeout 5m -run '^TestFullDisk' ./test/promises
+
+.PHONY: test-ldap
+test-ldap: ## run the tests that need Debian's slapd
+	go test -tags slapd -count=1 -timeout 5m ./test/ldap
 
 .PHONY: ci
 ci: ## everything, as CI does it

@@ -218,7 +218,7 @@ func (x *access) explain(err error) error {
 		p.retry = many.RetryAfter
 		return p
 	case errors.Is(err, auth.ErrWrongLogin):
-		return refuse(http.StatusUnauthorized, codeUnauthorized, "%s", err.Error())
+		return refuse(http.StatusUnauthorized, codeUnauthorized, "%s", auth.ErrWrongLogin.Error()) // and nothing of why
 	case errors.Is(err, auth.ErrNoAnswer):
 		x.logger.Warn("a login can't be checked", "err", err)
 		return &Unavailable{Reason: "the login can't be checked at the moment; tokens and other users go on working", Err: err}

@@ -2,6 +2,9 @@ package identity
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strings"
 	"sync"
 
 	"pier/api/auth"
@@ -11,59 +14,137 @@ import (
 // People are those of all providers. Safe for concurrent use.
 type People struct {
 	mu   sync.Mutex
-	list []*place // by name
+	list []place // by name
 }
 
-// place is one provider, with what is known of how it does.
+// place is one provider; directory is nil where it checks no passwords.
 type place struct {
 	Provider
+	directory *directory
 }
 
 // NewPeople makes a set without providers.
 func NewPeople() *People { return &People{} }
 
-// Set replaces the providers, by name. One that is still the same goes on as it was.
+// Set replaces the providers, which are sorted by name. One that is still the same goes on as it was.
 func (p *People) Set(providers []Provider) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	next := make([]*place, 0, len(providers))
+	next := make([]place, 0, len(providers))
 	for _, n := range providers {
 		next = append(next, p.kept(n))
 	}
 	p.list = next
 }
 
-func (p *People) kept(n Provider) *place {
+func (p *People) kept(n Provider) place {
 	for _, old := range p.list {
 		if old.Name == n.Name && old.Generation == n.Generation {
 			return old
 		}
 	}
-	return &place{Provider: n}
+	if n.LDAP == nil {
+		return place{Provider: n}
+	}
+	return place{Provider: n, directory: newDirectory(*n.LDAP)}
 }
 
 // Providers gives those of the moment.
 func (p *People) Providers() []Provider {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	out := make([]Provider, 0, len(p.list))
-	for _, l := range p.list {
+	var out []Provider
+	for _, l := range p.places("") {
 		out = append(out, l.Provider)
 	}
 	return out
 }
 
-// Check gives whose the password is. It is an auth.People's.
-func (p *People) Check(context.Context, string, string, string) (auth.Caller, error) {
-	return auth.Caller{}, auth.ErrNoAnswer
+// places gives the one of a name, or all for an empty one.
+func (p *People) places(name string) []place {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []place
+	for _, l := range p.list {
+		if name == "" || l.Name == name {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
-// Again tells whether somebody is still there. Who was logged in with OpenID is: nobody can be asked without the person.
-func (p *People) Again(_ context.Context, c auth.Caller) (auth.Caller, error) {
-	return c, nil
+// Check gives whose the password is: at one provider, or for an empty one at the first that knows the name. Where an earlier
+// one doesn't answer no later one is asked: it is not for a failure to say who somebody is. It is an auth.People's.
+func (p *People) Check(ctx context.Context, provider, name, password string) (auth.Caller, error) {
+	for _, l := range p.places(provider) {
+		if l.directory == nil {
+			continue
+		}
+		c, err := l.ask(ctx, question{user: name, password: password})
+		var r *refusal
+		if errors.As(err, &r) && r.unknown {
+			continue
+		}
+		return c, err
+	}
+	return auth.Caller{}, auth.ErrWrongLogin
+}
+
+// Again tells whether somebody is still there, with today's groups. Of who came in with OpenID nobody can be asked without the
+// person: such a caller is as before, and ends by Until. It is an auth.People's.
+func (p *People) Again(ctx context.Context, c auth.Caller) (auth.Caller, error) {
+	found := p.places(c.Provider)
+	switch {
+	case c.Provider == "" || len(found) == 0:
+		return auth.Caller{}, auth.ErrWrongLogin
+	case found[0].directory == nil:
+		return c, nil
+	}
+	return found[0].ask(ctx, question{user: c.Name, lookUp: true})
+}
+
+func (l place) ask(ctx context.Context, q question) (auth.Caller, error) {
+	if err := l.directory.resting(); err != nil {
+		return auth.Caller{}, fmt.Errorf("provider %s: %w", l.Name, err)
+	}
+	q.note = func(string, ...any) {}
+	found, err := l.directory.ask(ctx, q)
+	if err != nil {
+		return auth.Caller{}, fmt.Errorf("provider %s: %w", l.Name, err)
+	}
+	return l.caller(found), nil
+}
+
+func (l place) caller(p person) auth.Caller {
+	return auth.Caller{Kind: auth.KindUser, Name: strings.ToLower(p.name), Groups: p.groups, Provider: l.Name, ProviderGeneration: l.Generation}
 }
 
 // Try makes a login at a provider and reports how it went; false where there is no such provider.
-func (p *People) Try(context.Context, client.ProviderTest) (client.ProviderReport, bool) {
-	return client.ProviderReport{}, false
+func (p *People) Try(ctx context.Context, t client.ProviderTest) (client.ProviderReport, bool) {
+	found := p.places(t.Name)
+	if t.Name == "" || len(found) == 0 {
+		return client.ProviderReport{}, false
+	}
+	report := client.ProviderReport{Steps: []string{}}
+	note := func(format string, args ...any) { report.Steps = append(report.Steps, fmt.Sprintf(format, args...)) }
+	l := found[0]
+	if l.directory == nil {
+		note("%s checks no passwords: people log in there (pier login --oidc)", l.Name)
+		return report, true
+	}
+	user := strings.ToLower(t.User)
+	if err := auth.CheckName(user); err != nil {
+		note("%v", err)
+		return report, true
+	}
+	who, err := l.directory.ask(ctx, question{user: user, password: t.Password, lookUp: t.LookUp, note: note})
+	switch {
+	case errors.Is(err, auth.ErrNoAnswer):
+		note("no server of %s gives an answer", l.Name)
+		return report, true
+	case err != nil:
+		note("%v", err)
+		return report, true
+	}
+	c := l.caller(who)
+	report.OK, report.Name, report.Groups = true, c.Name, c.Groups
+	return report, true
 }

@@ -64,7 +64,8 @@ func checkLDAP(l client.LDAP) []error {
 	if (l.BindDN == "") != (l.BindPassword == "") {
 		faults = append(faults, errors.New("a bind DN and its password belong together; a bind without a password proves nothing"))
 	}
-	faults = append(faults, checkFilter("the filter of users", orElse(l.Filter, defaultFilter), "{user}"))
+	// Who came in is looked up again by the name that the entry gives.
+	faults = append(faults, checkFilter("the filter of users", orElse(l.Filter, defaultFilter), "("+orElse(l.NameAttribute, defaultName)+"={user})"))
 	if l.Groups.Filter != "" {
 		faults = append(faults, checkFilter("the filter of groups", l.Groups.Filter, "{dn}", "{user}"))
 		if l.Groups.Base == "" {
@@ -126,11 +127,11 @@ func checkFilter(what, filter string, marks ...string) error {
 		return fmt.Errorf("%s %.200q: want a filter such as (uid={user})", what, filter)
 	}
 	for _, m := range marks {
-		if strings.Contains(filter, m) {
+		if strings.Contains(strings.ToLower(filter), strings.ToLower(m)) {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s %.200q finds the same for everybody: %s must be in it", what, filter, strings.Join(marks, " or "))
+	return fmt.Errorf("%s %.200q: %s must be in it", what, filter, strings.Join(marks, " or "))
 }
 
 func orElse(s, otherwise string) string {
@@ -139,8 +140,3 @@ func orElse(s, otherwise string) string {
 	}
 	return s
 }
-
-// defaults of what an LDAP provider doesn't say.
-const (
-	defaultFilter = "(uid={user})"
-)
