@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -214,6 +216,16 @@ func again(do func() error, on ...string) error {
 		}
 		wait(context.Background(), 50*time.Millisecond)
 	}
+}
+
+// Trust makes the cluster's own clients trust a CA, PEM, in place of any other. It comes before their first request.
+func (c *Cluster) Trust(ca []byte) {
+	c.T.Helper()
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		c.T.Fatal("the CA's PEM is no certificate")
+	}
+	c.http.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: roots}
 }
 
 // Must ends the test when err isn't nil.

@@ -41,7 +41,16 @@ type guarded struct {
 
 func startGuarded(t *testing.T, tune node.Tuning) *guarded {
 	t.Helper()
-	g := &guarded{Cluster: harness.StartTuned(t, 3, tune), img: harness.NewImage("team/app", "1", 100<<10)}
+	return closeDoor(t, harness.StartTuned(t, 3, tune), nil)
+}
+
+// closeDoor makes the first user, root, and an image. The CA, PEM, is what the nodes' certificates come from.
+func closeDoor(t *testing.T, c *harness.Cluster, ca []byte) *guarded {
+	t.Helper()
+	g := &guarded{Cluster: c, img: harness.NewImage("team/app", "1", 100<<10)}
+	if ca != nil {
+		c.Trust(ca)
+	}
 	g.root = g.user("root")
 	g.Must(g.Nodes[0].As(g.root.basic()).Push(g.img))
 	for _, x := range g.Nodes {
