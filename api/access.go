@@ -61,15 +61,17 @@ func (n need) right() auth.Right {
 
 // access knows the callers. Its picture of who there is follows the replicated state, and needs no quorum.
 type access struct {
-	cfg    Access
-	state  *fsm.State
-	logins *auth.Logins
-	people *identity.People // of the providers that the picture names
-	logger *slog.Logger
+	cfg     Access
+	state   *fsm.State
+	logins  *auth.Logins
+	people  *identity.People // of the providers that the picture names
+	issuers *identity.Issuers
+	logger  *slog.Logger
 
 	mu      sync.Mutex
 	version uint64
 	current *auth.Directory
+	rules   []identity.Rule // as current has them
 }
 
 func newAccess(cfg Access, state *fsm.State, logger *slog.Logger) *access {
@@ -82,7 +84,7 @@ func newAccess(cfg Access, state *fsm.State, logger *slog.Logger) *access {
 	orDefault(&cfg.TokenLife, 5*time.Minute)
 	orDefault(&cfg.RefreshLife, 30*24*time.Hour)
 	people := identity.NewPeople()
-	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now, people), people: people, logger: logger}
+	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now, people), people: people, issuers: identity.NewIssuers(cfg.Now), logger: logger}
 }
 
 // directory is who there is, as this node's state has it.
@@ -110,11 +112,12 @@ func (x *access) versioned() (*auth.Directory, uint64, error) {
 	a.On = a.On || x.cfg.Closed && !a.Decided
 	providers := x.providersOf(a.Providers)
 	x.people.Set(providers)
-	x.version, x.current = a.Version, directoryOf(a, providers)
+	x.rules = x.rulesOf(a.Trusts)
+	x.version, x.current = a.Version, directoryOf(a, providers, x.rules)
 	return x.current, x.version, nil
 }
 
-func directoryOf(a fsm.Access, providers []identity.Provider) *auth.Directory {
+func directoryOf(a fsm.Access, providers []identity.Provider, rules []identity.Rule) *auth.Directory {
 	principals := make([]auth.Principal, 0, len(a.Principals))
 	for _, p := range a.Principals {
 		to := auth.Principal{
@@ -138,6 +141,9 @@ func directoryOf(a fsm.Access, providers []identity.Provider) *auth.Directory {
 	known := make([]auth.Provider, 0, len(providers))
 	for _, p := range providers {
 		known = append(known, auth.Provider{Name: p.Name, Generation: p.Generation, Passwords: p.LDAP != nil})
+	}
+	for _, r := range rules {
+		known = append(known, auth.Rule(r.Name, r.Robot, r.Generation))
 	}
 	return auth.NewDirectory(a.On, principals, grants, known...)
 }
@@ -180,10 +186,39 @@ func (x *access) identify(r *http.Request, d *auth.Directory) (auth.Caller, erro
 		if !ok {
 			return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization header is not NAME:PASSWORD in base64")
 		}
-		c, err := x.logins.Login(r.Context(), d, name, password, x.source(r))
-		return c, x.explain(err)
+		return x.login(r, d, name, password)
 	}
 	return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization scheme is not known here; Bearer and Basic are")
+}
+
+// login takes a password, or what a person or a job has in its place: one of Pier's own refresh tokens, or an ID token.
+func (x *access) login(r *http.Request, d *auth.Directory, name, password string) (auth.Caller, error) {
+	if c, err := x.ownToken(r, d, name, password); err == nil || !errors.Is(err, auth.ErrTokenInvalid) {
+		return c, err
+	}
+	if c, ours, err := x.job(r.Context(), d, name, password); ours {
+		return c, err
+	}
+	c, err := x.logins.Login(r.Context(), d, name, password, x.source(r))
+	return c, x.explain(err)
+}
+
+// ownToken takes a refresh token as the password of its own user. An ErrTokenInvalid says that it is none.
+func (x *access) ownToken(r *http.Request, d *auth.Directory, name, text string) (auth.Caller, error) {
+	keys := x.cfg.Keys()
+	if keys == nil {
+		return auth.Caller{}, auth.ErrTokenInvalid
+	}
+	c, err := keys.VerifyRefresh(text, tokenService, x.cfg.Now())
+	switch {
+	case errors.Is(err, auth.ErrTokenExpired):
+		return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the token has expired; log in again and take another")
+	case err != nil:
+		return auth.Caller{}, err
+	case c.Name != name:
+		return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the token is another user's")
+	}
+	return x.refreshed(r, text, d)
 }
 
 func (x *access) bearer(text string, d *auth.Directory) (auth.Caller, error) {

@@ -266,6 +266,8 @@ func targetOf(in any) string {
 		}
 	case client.RotateRequest:
 		said = in.Name
+	case client.TrustRequest:
+		said = in.Rule.Name + " robot=" + in.Rule.Robot + " issuer=" + in.Rule.Issuer + " audience=" + in.Rule.Audience + " " + strings.Join(in.Rule.Claims, " ")
 	case client.Grant:
 		said = in.Subject + " " + in.Right + " " + in.Pattern
 	case client.RemoveRequest:

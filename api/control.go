@@ -44,6 +44,7 @@ func (a *API) controlRoutes(r chi.Router) {
 	r.Get("/access", a.control(true, a.getAccess))
 	r.Get("/audit", a.control(true, a.getAudit))
 	r.Get("/access/providers", a.control(true, a.getProviders))
+	r.Get("/access/trust", a.control(true, a.getTrusts))
 	for path, serve := range map[string]http.HandlerFunc{
 		"/cluster/invite": clusterOrder(a, func(ctx context.Context, in client.InviteRequest) (any, error) { return a.cluster.Invite(ctx, in) }),
 		"/cluster/join":   clusterOrder(a, func(ctx context.Context, in client.JoinRequest) (any, error) { return a.cluster.Join(ctx, in) }),
@@ -66,6 +67,7 @@ func (a *API) controlRoutes(r chi.Router) {
 		"/access/user/add":     order(a, a.addUser), "/access/change": order(a, a.changePrincipal), "/access/remove": order(a, a.removePrincipal),
 		"/access/robot/add": order(a, a.addRobot), "/access/robot/rotate": order(a, a.rotateRobot),
 		"/access/provider/add": order(a, a.addProvider), "/access/provider/remove": order(a, a.removeProvider), "/access/provider/test": order(a, a.testProvider),
+		"/access/trust/add": order(a, a.addTrust), "/access/trust/remove": order(a, a.removeTrust), "/access/trust/test": order(a, a.testTrust),
 		"/access/grant": order(a, a.addGrant), "/access/revoke": order(a, a.revokeGrant), "/access/explain": order(a, a.explainAccess),
 		"/access/open": a.control(true, a.setAccess(fsm.AccessOpen)), "/access/close": a.control(true, a.setAccess(fsm.AccessOn)),
 	} {

@@ -142,6 +142,9 @@ func (a *API) changePrincipal(r *http.Request, in client.PrincipalChange) (any, 
 }
 
 func (a *API) removePrincipal(r *http.Request, in client.NameRequest) (any, error) {
+	if err := a.dropTrusts(r.Context(), in.Name); err != nil {
+		return nil, err
+	}
 	_, err := a.propose(r.Context(), fsm.DeletePrincipal{Name: in.Name})
 	return struct{}{}, err
 }
@@ -157,8 +160,12 @@ func (a *API) addRobot(r *http.Request, in client.RobotRequest) (any, error) {
 	if err = errors.Join(auth.CheckName(in.Name), err); err != nil {
 		return nil, invalid(err)
 	}
-	text, kept := auth.NewSecret()
-	robot := fsm.Principal{Name: in.Name, Robot: true, Secrets: []fsm.RobotSecret{{ID: kept.ID, Hash: kept.Hash}}}
+	robot, text := fsm.Principal{Name: in.Name, Robot: true}, ""
+	if !in.NoSecret {
+		var kept auth.Secret
+		text, kept = auth.NewSecret()
+		robot.Secrets = []fsm.RobotSecret{{ID: kept.ID, Hash: kept.Hash}}
+	}
 	if life > 0 {
 		robot.Expires = millis(a.access.cfg.Now().Add(life))
 	}

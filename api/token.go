@@ -19,6 +19,9 @@ type tokenAnswer struct {
 	ExpiresIn    int       `json:"expires_in"`
 	IssuedAt     time.Time `json:"issued_at"`
 	RefreshToken string    `json:"refresh_token,omitempty"`
+	// Of an exchange (RFC 8693).
+	IssuedType string `json:"issued_token_type,omitempty"`
+	Type       string `json:"token_type,omitempty"`
 }
 
 // asksPassword says with a refusal what would be taken.
@@ -60,17 +63,18 @@ func (a *API) postToken(w http.ResponseWriter, r *http.Request) error {
 	var c auth.Caller
 	switch form := r.PostForm; form.Get("grant_type") {
 	case "password":
-		c, err = a.access.logins.Login(r.Context(), d, form.Get("username"), form.Get("password"), a.access.source(r))
-		err = a.access.explain(err)
+		c, err = a.access.login(r, d, form.Get("username"), form.Get("password"))
 	case "refresh_token":
 		c, err = a.access.refreshed(r, form.Get("refresh_token"), d)
+	case grantExchange:
+		c, err = a.access.exchanged(r.Context(), d, form)
 	default:
-		err = refuse(http.StatusBadRequest, codeUnsupported, "grant_type is not known here; password and refresh_token are")
+		err = refuse(http.StatusBadRequest, codeUnsupported, "grant_type is not known here; password, refresh_token and %s are", grantExchange)
 	}
 	if err != nil {
 		return err
 	}
-	return a.sendToken(w, d, c, r.PostForm, r.PostForm.Get("access_type") == "offline" && r.PostForm.Get("grant_type") == "password")
+	return a.sendToken(w, d, c, r.PostForm, r.PostForm.Get("access_type") == "offline" && r.PostForm.Get("grant_type") != "refresh_token")
 }
 
 func (x *access) refreshed(r *http.Request, text string, d *auth.Directory) (auth.Caller, error) {
@@ -110,7 +114,10 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 	answer := tokenAnswer{
 		Token: token.Text, AccessToken: token.Text, ExpiresIn: int(token.Lasts() / time.Second), IssuedAt: token.Issued.UTC(),
 	}
-	if offline && c.Kind != auth.KindAnonymous {
+	if asked.Get("grant_type") == grantExchange {
+		answer.IssuedType, answer.Type = typeAccess, "Bearer"
+	}
+	if offline && c.Kind != auth.KindAnonymous && !c.IsJob() { // a job has its ID token for as long
 		refresh, err := keys.IssueRefresh(c, tokenService, now, shorter(a.access.cfg.RefreshLife, c, now))
 		if err != nil {
 			return err

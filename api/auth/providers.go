@@ -15,6 +15,8 @@ type Provider struct {
 	Generation uint64
 	// Passwords tells that it checks passwords: names that nobody has here are asked for there.
 	Passwords bool
+	// Robot is whom it vouches for where it is a trust rule, and then for nobody else.
+	Robot string
 }
 
 // Providers lists them.
@@ -50,7 +52,7 @@ const (
 // no principal here. Where there is one of that name it must be that provider's and active, and its groups count too.
 func (d *Directory) Vouched(c Caller, now time.Time) (Caller, bool) {
 	from, known := d.providers[c.Provider]
-	if c.Provider == "" || !known || from.Generation != c.ProviderGeneration || CheckName(c.Name) != nil {
+	if c.Provider == "" || !known || from.Robot != "" || from.Generation != c.ProviderGeneration || CheckName(c.Name) != nil {
 		return Caller{}, false
 	}
 	c.Kind, c.Generation = KindUser, 0

@@ -223,6 +223,10 @@ func (d *Directory) Renew(c Caller, now time.Time) (Caller, bool) {
 	if c.Kind == KindAnonymous {
 		return c, true
 	}
+	if c.IsJob() {
+		today, ok := d.job(c, now)
+		return today, ok && today.Generation == c.Generation
+	}
 	if c.Provider != "" {
 		today, ok := d.Vouched(c, now)
 		return today, ok && today.Generation == c.Generation

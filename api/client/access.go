@@ -72,6 +72,8 @@ type RobotRequest struct {
 	Name   string  `json:"name"`
 	TTL    string  `json:"ttl,omitempty"`
 	Grants []Grant `json:"grants,omitempty"`
+	// NoSecret makes none: the robot comes in by trust rules alone.
+	NoSecret bool `json:"no_secret,omitempty"`
 }
 
 // RotateRequest gives a robot a new secret. The ones before it stay good for Keep; they end at once when it is empty.
@@ -83,7 +85,7 @@ type RotateRequest struct {
 // RobotSecret is a secret, which is shown this once.
 type RobotSecret struct {
 	Name    string     `json:"name"`
-	Secret  string     `json:"secret"`
+	Secret  string     `json:"secret,omitempty"`
 	Expires *time.Time `json:"expires,omitempty"`
 }
 

@@ -63,8 +63,12 @@ func (i Issuer) mayReach(address string) bool {
 	return u.Scheme == "https" || u.Scheme == "http" && (local || i.Insecure)
 }
 
-// RejectedError says why an ID token isn't accepted; the text is fit for who sent it.
-type RejectedError struct{ Reason string }
+// RejectedError says why an ID token isn't accepted.
+type RejectedError struct {
+	Reason string
+	// Private says that the token is genuine, and the reason tells of a rule that not everybody who has one is to know.
+	Private bool
+}
 
 func (e *RejectedError) Error() string { return "the ID token is not accepted: " + e.Reason }
 

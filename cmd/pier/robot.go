@@ -12,18 +12,18 @@ import (
 func newRobot() *cobra.Command {
 	o := &controlOptions{}
 	cmd := o.group("robot", "Let programs in, with secrets of their own", "  pier robot add ci --grant push:'team/app' --expires 90d")
-	cmd.AddCommand(o.newRobotAdd(), o.newRobotRotate(), o.newRemovePrincipal("  pier robot rm ci"), o.newListOf("robot", "  pier robot ls"))
+	cmd.AddCommand(o.newRobotAdd(), o.newRobotRotate(), o.newRemovePrincipal("  pier robot rm ci"), o.newListOf("robot", "  pier robot ls"), o.newRobotTrust())
 	return cmd
 }
 
 func (o *controlOptions) newRobotAdd() *cobra.Command {
 	var grants []string
-	expires := ""
+	expires, bare := "", false
 	cmd := &cobra.Command{
 		Use: "add NAME", Short: "Make a robot and print its secret, this once", Args: cobra.ExactArgs(1),
-		Example: "  pier robot add ci --grant push:'team/app' --expires 90d",
+		Example: "  pier robot add ci --grant push:'team/app' --expires 90d\n  pier robot add ci --grant push:'team/app' --no-secret",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r := client.RobotRequest{Name: args[0], TTL: expires}
+			r := client.RobotRequest{Name: args[0], TTL: expires, NoSecret: bare}
 			for _, g := range grants {
 				right, pattern, ok := strings.Cut(g, ":")
 				if !ok {
@@ -35,9 +35,13 @@ func (o *controlOptions) newRobotAdd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if bare {
+				return o.show(cmd, s, "added %s, which has no secret; `pier robot trust add %s` lets its jobs in", s.Name, s.Name)
+			}
 			return o.show(cmd, s, "%s", s.Secret)
 		},
 	}
+	cmd.Flags().BoolVar(&bare, "no-secret", false, "make no secret: it comes in by trust rules alone")
 	cmd.Flags().StringArrayVar(&grants, "grant", nil, "RIGHT:PATTERN that it gets; may be repeated")
 	cmd.Flags().StringVar(&expires, "expires", "", "how long it lives, such as 12h or 90d; empty: for ever")
 	return cmd
