@@ -344,6 +344,9 @@ func (a *API) challenge(r *http.Request, why error, n need, rt route) error {
 	scope := ""
 	if right := n.right(); right != 0 {
 		scope = auth.RepositoryScope(string(rt.repo), right).String()
+		if from, ok := mountSource(r, rt); ok && from != "" && from != rt.repo {
+			scope = auth.RepositoryScope(string(from), auth.Pull).String() + " " + scope
+		}
 	} else if n == needsCatalog {
 		scope = auth.CatalogScope().String()
 	}
@@ -473,6 +476,23 @@ func mayMount(d *auth.Directory, c auth.Caller, from fsm.Repo) bool {
 	}
 	_, ok := d.Decide(c, auth.Pull, string(from))
 	return ok
+}
+
+// askMore has a client come back with a token for a mount's source too, where it didn't ask for that and would get it.
+func (a *API) askMore(r *http.Request, rt route, from fsm.Repo) error {
+	c := exchangeOf(r.Context()).caller
+	if c.Limit == nil || from == "" {
+		return nil
+	}
+	d, err := a.access.directory()
+	if err != nil {
+		return err
+	}
+	c.Limit = nil
+	if !mayMount(d, c, from) {
+		return nil
+	}
+	return a.challenge(r, errLogin, needsPush, rt)
 }
 
 // alsoMount makes the right on a mount's source a part of what is decided again, until restore.

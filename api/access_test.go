@@ -498,6 +498,27 @@ func TestOthersRepositoriesStayHidden(t *testing.T) {
 	}
 }
 
+// A client that didn't ask for a mount's source is told to, if it would get it; who may not pull there learns nothing.
+func TestMountAsksForItsSource(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	ours, secret := f.pushBlob(f.nodes[0], "team/base", randomBytes(100)), f.pushBlob(f.nodes[0], "secret/app", randomBytes(100))
+	f.user("root")
+	f.user("alice", "push:team/**")
+	mount := "/v2/team/app/blobs/uploads/?mount=" + ours.String() + "&from=team/base"
+	both := `scope="repository:team/base:pull repository:team/app:pull,push"`
+	for _, headers := range [][]string{nil, {"Authorization: Bearer " + f.token(f.nodes[0], "alice", "repository:team/app:pull,push")}} {
+		got := f.want(f.do("POST", mount, nil, headers...), 401, codeUnauthorized)
+		if challenge := got.Header.Get("WWW-Authenticate"); !strings.Contains(challenge, both) {
+			t.Errorf("the challenge: %s", challenge)
+		}
+	}
+	token := "Authorization: Bearer " + f.token(f.nodes[0], "alice", "repository:team/base:pull repository:team/app:pull,push", "repository:secret/app:pull")
+	f.want(f.do("POST", mount, nil, token), 201, "")
+	for _, from := range []string{"secret/app", "secret/none", "UPPER"} {
+		f.want(f.do("POST", "/v2/team/app/blobs/uploads/?mount="+secret.String()+"&from="+from, nil, token), 202, "")
+	}
+}
+
 // Wrong passwords are refused alike, and slow down only who sends them.
 func TestGuessingOverHTTP(t *testing.T) {
 	f := withAccess(t, 1, nil)

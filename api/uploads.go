@@ -61,14 +61,12 @@ func (a *API) mount(w http.ResponseWriter, r *http.Request, rt route, query url.
 	if err != nil {
 		return false, err
 	}
-	var from fsm.Repo
-	if s := query.Get("from"); s != "" {
-		if from, err = fsm.ParseRepo(s); err != nil {
-			return false, nil
-		}
+	from, ok := mountSource(r, rt)
+	if !ok {
+		return false, nil
 	}
 	if ok, err := a.mayMount(r, from); !ok {
-		return false, err
+		return false, errors.Join(err, a.askMore(r, rt, from))
 	}
 	restore := a.alsoMount(r.Context(), from)
 	defer restore()
@@ -78,6 +76,19 @@ func (a *API) mount(w http.ResponseWriter, r *http.Request, rt route, query url.
 		err = a.stillMay(r.Context())
 	}
 	return mounted, err
+}
+
+// mountSource is where a request wants to mount from: any repository, if it names none. It is false where there can be no such.
+func mountSource(r *http.Request, rt route) (fsm.Repo, bool) {
+	query := r.URL.Query()
+	if rt.kind != kindUploads || !query.Has("mount") {
+		return "", false
+	}
+	if query.Get("from") == "" {
+		return "", true
+	}
+	from, err := fsm.ParseRepo(query.Get("from"))
+	return from, err == nil
 }
 
 func (a *API) mountFrom(w http.ResponseWriter, r *http.Request, rt route, from fsm.Repo, d digest.Digest) (bool, error) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -39,7 +40,7 @@ func main() {
 func parse(args []string) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("conformance", flag.ContinueOnError)
-	scenarios := flags.String("scenario", "one,three,kill", "what to run, of: one, three, kill")
+	scenarios := flags.String("scenario", "one,three,secure,kill", "what to run, of: one, three, secure, kill")
 	versions := flags.String("version", "1.1,dev", "versions of the spec")
 	flags.StringVar(&o.registry, "registry", "", "host:port of a registry that runs already; no scenario is started then")
 	flags.StringVar(&o.work, "work", ".build", "directory for programs, data and reports")
@@ -53,7 +54,7 @@ func parse(args []string) (options, error) {
 	}
 	o.scenarios, o.versions = strings.Split(*scenarios, ","), strings.Split(*versions, ",")
 	for _, s := range o.scenarios {
-		if s != "one" && s != "three" && s != "kill" {
+		if !slices.Contains([]string{"one", "three", "secure", "kill"}, s) {
 			return o, fmt.Errorf("there is no scenario %q", s)
 		}
 	}
@@ -106,10 +107,10 @@ func runAll(ctx context.Context, s suite, o options) error {
 }
 
 // runVersions runs the suite once for each version against one address.
-func runVersions(ctx context.Context, s suite, o options, name, registry string) error {
+func runVersions(ctx context.Context, s suite, o options, name, registry string, env ...string) error {
 	var faults []error
 	for _, version := range o.versions {
-		if err := s.once(ctx, runConfig{name: name, version: version, registry: registry}); err != nil {
+		if err := s.once(ctx, runConfig{name: name, version: version, registry: registry, env: env, closed: name == "secure"}); err != nil {
 			faults = append(faults, err)
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -25,7 +26,7 @@ func runScenario(ctx context.Context, s suite, o options, name string) (err erro
 	}
 	start, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	cluster, err := process.Start(start, process.Config{Binary: o.binary, Dir: dir, Nodes: nodes})
+	cluster, err := process.Start(start, process.Config{Binary: o.binary, Dir: dir, Nodes: nodes, TLS: name == "secure"})
 	if err != nil {
 		return err
 	}
@@ -34,19 +35,21 @@ func runScenario(ctx context.Context, s suite, o options, name string) (err erro
 	case "one":
 		return runVersions(ctx, s, o, name, strings.TrimPrefix(cluster.Nodes[0].URL, "http://"))
 	case "three":
-		return behind(ctx, proxy.Config{Backends: cluster.URLs()}, func(ctx context.Context, _ *proxy.Proxy, address string) error {
+		return behind(ctx, proxy.Config{Backends: cluster.URLs()}, nil, func(ctx context.Context, _ *proxy.Proxy, address string) error {
 			return runVersions(ctx, s, o, name, address)
 		})
+	case "secure":
+		return secured(ctx, s, o, cluster, dir)
 	default:
 		cfg := proxy.Config{Backends: cluster.URLs(), Retry: 30 * time.Second}
-		return behind(ctx, cfg, func(ctx context.Context, p *proxy.Proxy, address string) error {
+		return behind(ctx, cfg, nil, func(ctx context.Context, p *proxy.Proxy, address string) error {
 			return underKills(ctx, s, o, killed{cluster: cluster, proxy: p, address: address})
 		})
 	}
 }
 
-// behind serves a proxy on a free port of 127.0.0.1 while f runs.
-func behind(ctx context.Context, cfg proxy.Config, f func(context.Context, *proxy.Proxy, string) error) error {
+// behind serves a proxy on a free port of 127.0.0.1 while f runs, by HTTPS where it has a certificate.
+func behind(ctx context.Context, cfg proxy.Config, cert *tls.Certificate, f func(context.Context, *proxy.Proxy, string) error) error {
 	p, err := proxy.New(cfg)
 	if err != nil {
 		return err
@@ -57,8 +60,13 @@ func behind(ctx context.Context, cfg proxy.Config, f func(context.Context, *prox
 	}
 	srv := &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second}
 	group, ctx := errgroup.WithContext(ctx)
+	serve := srv.Serve
+	if cert != nil {
+		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{*cert}}
+		serve = func(lis net.Listener) error { return srv.ServeTLS(lis, "", "") }
+	}
 	group.Go(func() error {
-		if err := srv.Serve(lis); !errors.Is(err, http.ErrServerClosed) {
+		if err := serve(lis); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil

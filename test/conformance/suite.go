@@ -62,6 +62,8 @@ type runConfig struct {
 	version  string // of the spec
 	registry string // host:port
 	round    int    // makes the repositories of repeated runs different
+	env      []string
+	closed   bool // access control is on
 }
 
 // once runs the suite and judges its report.
@@ -79,6 +81,7 @@ func (s suite) once(ctx context.Context, r runConfig) error {
 		// These two are off in version 1.1 and on in dev; nothing is off here.
 		"OCI_API_BLOBS_UPLOAD_CANCEL=true", "OCI_API_MANIFESTS_TAG_PARAM=true",
 		"OCI_API_BLOBS_DIGEST_HEADER=true", "OCI_API_MANIFESTS_DIGEST_HEADER=true")
+	cmd.Env = append(cmd.Env, r.env...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	began := time.Now()
@@ -86,10 +89,11 @@ func (s suite) once(ctx context.Context, r runConfig) error {
 	if err := os.WriteFile(filepath.Join(results, "output.txt"), out.Bytes(), 0o644); err != nil {
 		return fmt.Errorf("keep the suite's output: %w", err)
 	}
-	v, err := judge(filepath.Join(results, "junit.xml"))
-	err = errors.Join(err, judgeSummary(filepath.Join(results, "results.yaml")))
+	v, err := judge(filepath.Join(results, "junit.xml"), r.closed)
+	err = errors.Join(err, judgeSummary(filepath.Join(results, "results.yaml"), r.closed))
+	skipped := v.skipped + v.narrowed
 	fmt.Printf("%-6s %-4s round %-3d %4d passed, %d failed, %d skipped, %d disabled  %.1f s\n",
-		r.name, r.version, r.round, v.passed, v.failed, v.skipped, v.disabled, time.Since(began).Seconds())
+		r.name, r.version, r.round, v.passed, v.failed, skipped, v.disabled, time.Since(began).Seconds())
 	for i, f := range v.faults {
 		if i == maxShown {
 			fmt.Printf("    and %d more\n", len(v.faults)-maxShown)
@@ -117,6 +121,7 @@ func plainEnvironment() []string {
 // verdict is what a report says.
 type verdict struct {
 	passed, failed, skipped, disabled int
+	narrowed                          int // skipped because a token is for one repository
 	faults                            []string
 }
 
@@ -139,8 +144,12 @@ const maxShown = 20
 // minimumTests is far below what the suite has and far above what a broken run reports.
 const minimumTests = 300
 
+// narrow marks the tests of a mount that names no source. A token is for what a client asked for, and the suite's for the one
+// repository: what such a mount could take stays with the rest of its user's rights. The spec lets a registry answer 202.
+const narrow = "mount anonymous"
+
 // judge reads the report; its error is nil only when everything ran and passed.
-func judge(path string) (verdict, error) {
+func judge(path string, closed bool) (verdict, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return verdict{}, fmt.Errorf("the suite left no report: %w", err)
@@ -152,7 +161,10 @@ func judge(path string) (verdict, error) {
 	v := verdict{failed: report.Failures + report.Errors, skipped: report.Skipped, disabled: report.Disabled}
 	v.passed = report.Tests - v.failed - v.skipped - v.disabled
 	for _, c := range report.Cases {
-		if c.Status != "passed" {
+		if closed && c.Status == "skipped" && strings.Contains(c.Name, narrow) {
+			v.skipped--
+			v.narrowed++
+		} else if c.Status != "passed" {
 			v.faults = append(v.faults, fmt.Sprintf("%s: %s: %s", c.Status, c.Name, strings.TrimSpace(c.Out)))
 		}
 	}
@@ -161,6 +173,8 @@ func judge(path string) (verdict, error) {
 		return v, fmt.Errorf("%d failed, %d skipped, %d disabled", v.failed, v.skipped, v.disabled)
 	case v.passed < minimumTests:
 		return v, fmt.Errorf("only %d tests ran", v.passed)
+	case closed && v.narrowed == 0:
+		return v, errors.New("a token for one repository took a blob from another")
 	}
 	return v, nil
 }
@@ -172,11 +186,13 @@ const (
 	// sparse are manifests whose parts were not pushed. The spec lets a registry refuse them, Pier does (api's tests show how),
 	// and the suite leaves them out unless asked, in every version.
 	sparse = "Sparse Manifests"
+	// narrowLine is what the summary says of the mounts that a token is too narrow for.
+	narrowLine = "Blob anonymous mount"
 )
 
 // judgeSummary reads what the suite says about each API and each kind of data. What is switched off shows nowhere else: the
 // report of the tests has no line for what was never tried.
-func judgeSummary(path string) error {
+func judgeSummary(path string, closed bool) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("the suite left no summary: %w", err)
@@ -188,7 +204,7 @@ func judgeSummary(path string) error {
 	var faults []string
 	for _, part := range []map[string]string{summary.APIs, summary.Data} {
 		for name, status := range part {
-			if status != "Pass" && name != sparse {
+			if status != "Pass" && name != sparse && !(closed && name == narrowLine && status == "Skip") {
 				faults = append(faults, name+": "+status)
 			}
 		}

@@ -2,6 +2,8 @@ package process
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +23,8 @@ type Config struct {
 	Binary, Dir string
 	// Nodes is the size of the cluster, one or more.
 	Nodes int
+	// TLS is HTTPS with certificates of the cluster's own authority.
+	TLS bool
 	// Args are further flags for every node's serve.
 	Args []string
 }
@@ -42,7 +46,10 @@ func (c Config) Validate() error {
 
 // Cluster is a set of nodes. Its methods are for one goroutine at a time.
 type Cluster struct {
-	Nodes  []*Node
+	Nodes []*Node
+	// Authority is the certificate of the cluster's authority, PEM, where clients come by HTTPS.
+	Authority string
+
 	cfg    Config
 	client *http.Client
 }
@@ -64,12 +71,34 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 			return nil, errors.Join(err, c.Stop())
 		}
 	}
+	if cfg.TLS {
+		if err := c.trust(ctx); err != nil {
+			return nil, errors.Join(err, c.Stop())
+		}
+	}
 	for _, n := range c.Nodes {
 		if err := n.WaitReady(ctx); err != nil {
 			return nil, errors.Join(err, c.Stop())
 		}
 	}
 	return c, nil
+}
+
+// trust asks the first node for its authority, and has the client trust that and nothing else.
+func (c *Cluster) trust(ctx context.Context) error {
+	err := poll(ctx, func() (err error) {
+		c.Authority, err = c.Nodes[0].Pier(ctx, "ca")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(c.Authority)) {
+		return fmt.Errorf("%s prints no certificate: %q", c.Nodes[0].Name, c.Authority)
+	}
+	c.client.Transport = &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots}}
+	return nil
 }
 
 // lay gives every node its name, ports and flags.
@@ -100,10 +129,15 @@ func (c *Cluster) add(port int, peer string, more []string) *Node {
 	dir := filepath.Join(c.cfg.Dir, name)
 	args := []string{"serve", "--name", name, "--data-dir", dir,
 		"--listen", fmt.Sprintf("127.0.0.1:%d", port), "--cluster-listen", peer}
+	scheme := "http"
+	if c.cfg.TLS {
+		scheme = "https"
+		args = append(args, "--tls", "auto")
+	}
 	n := &Node{
 		Name:    name,
 		DataDir: dir,
-		URL:     fmt.Sprintf("http://127.0.0.1:%d", port),
+		URL:     fmt.Sprintf("%s://127.0.0.1:%d", scheme, port),
 		binary:  c.cfg.Binary,
 		args:    slices.Concat(args, more, c.cfg.Args),
 		logPath: dir + ".log",

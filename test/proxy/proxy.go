@@ -3,14 +3,18 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 )
@@ -27,6 +31,8 @@ type Config struct {
 	// Spool is how many bytes of a request body are kept to be sent again; zero means 16 MiB. A request with a longer body
 	// is sent once.
 	Spool int64
+	// Roots are the authorities of backends with HTTPS; nil means those of the system.
+	Roots *x509.CertPool
 	// Seed makes the choice of nodes repeatable; zero means a random one.
 	Seed uint64
 }
@@ -50,10 +56,11 @@ func (c Config) Validate() error {
 
 // Stats counts what passed since New.
 type Stats struct {
-	Requests uint64   // requests that clients sent
-	Retries  uint64   // tries beyond a request's first
-	Failed   uint64   // requests that ended without an answer of any node
-	Backend  []uint64 // tries by backend, in the order of Config.Backends
+	Requests uint64         // requests that clients sent
+	Retries  uint64         // tries beyond a request's first
+	Failed   uint64         // requests that ended without an answer of any node
+	Backend  []uint64       // tries by backend, in the order of Config.Backends
+	Status   map[int]uint64 // answers of nodes by status
 
 	Slowest time.Duration // the longest time from a request to the end of its answer, retries included
 	Slow    string        // that request's method and path
@@ -93,7 +100,7 @@ func New(cfg Config) (*Proxy, error) {
 		resting:  make([]bool, len(cfg.Backends)),
 	}
 	p.changed = sync.NewCond(&p.mu)
-	p.stats.Backend = make([]uint64, len(cfg.Backends))
+	p.stats.Backend, p.stats.Status = make([]uint64, len(cfg.Backends)), make(map[int]uint64)
 	if p.pause == 0 {
 		p.pause = 100 * time.Millisecond
 	}
@@ -110,17 +117,18 @@ func New(cfg Config) (*Proxy, error) {
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite:       func(*httputil.ProxyRequest) {}, // the transport chooses the node, so that it can choose another
 		FlushInterval: -1,
-		Transport:     &chooser{proxy: p, next: newTransport()},
+		Transport:     &chooser{proxy: p, next: newTransport(cfg.Roots)},
 		ErrorHandler:  p.fail,
 	}
 	return p, nil
 }
 
-func newTransport() *http.Transport {
+func newTransport(roots *x509.CertPool) *http.Transport {
 	return &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 		MaxIdleConnsPerHost: 64,
 		DisableCompression:  true,
+		TLSClientConfig:     &tls.Config{RootCAs: roots},
 		// A connection that a killed node left behind must not cost a request that cannot be repeated.
 		IdleConnTimeout: time.Second,
 	}
@@ -145,7 +153,7 @@ func (p *Proxy) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.stats
-	s.Backend = append([]uint64(nil), s.Backend...)
+	s.Backend, s.Status = slices.Clone(s.Backend), maps.Clone(s.Status)
 	return s
 }
 
@@ -200,6 +208,12 @@ func (p *Proxy) begin(last int) int {
 	return choice
 }
 
+func (p *Proxy) count(status int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stats.Status[status]++
+}
+
 func (p *Proxy) end(choice int) {
 	p.mu.Lock()
 	p.inFlight[choice]--
@@ -250,6 +264,7 @@ func (c *chooser) send(r *http.Request, choice int, body spooled) (*http.Respons
 		c.proxy.end(choice)
 		return nil, err
 	}
+	c.proxy.count(resp.StatusCode)
 	resp.Body = &ending{ReadCloser: resp.Body, end: sync.OnceFunc(func() { c.proxy.end(choice) })}
 	return resp, nil
 }
