@@ -69,8 +69,8 @@ func (c *Cluster) newPeerTransport() *http.Transport {
 // renewable is a transport whose connections can be given up for new ones. Requests under way keep the old ones, which are
 // closed when they are done.
 type renewable struct {
-	fresh   func() *http.Transport
-	current atomic.Pointer[http.Transport]
+	fresh           func() *http.Transport
+	current, before atomic.Pointer[http.Transport]
 }
 
 func newRenewable(fresh func() *http.Transport) *renewable {
@@ -85,9 +85,22 @@ func (r *renewable) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections closes what nobody uses.
-func (r *renewable) CloseIdleConnections() { r.current.Load().CloseIdleConnections() }
+func (r *renewable) CloseIdleConnections() {
+	r.tidy()
+	r.current.Load().CloseIdleConnections()
+}
 
-func (r *renewable) renew() { r.current.Swap(r.fresh()).CloseIdleConnections() }
+func (r *renewable) renew() {
+	r.before.Store(r.current.Swap(r.fresh()))
+	r.tidy()
+}
+
+// tidy closes the connections from before that nobody uses any more.
+func (r *renewable) tidy() {
+	if t := r.before.Load(); t != nil {
+		t.CloseIdleConnections()
+	}
+}
 
 // Transport reaches members: the host of a URL is a node's ID. It adds nothing to a request.
 func (c *Cluster) Transport() http.RoundTripper { return c.peers }

@@ -158,6 +158,10 @@ func (c *Cluster) keepSecrets(ctx context.Context) error {
 		if generation == 0 {
 			continue
 		}
+		if c.port.Old() {
+			c.peers.tidy()
+			c.control.tidy()
+		}
 		c.conform(ctx, r, generation)
 		if c.leading() && time.Since(asked) > c.cfg.RaftTimeout/2 {
 			if next, due := r.next(c.cfg.Now()); due {
@@ -242,7 +246,11 @@ func (c *Cluster) advance(ctx context.Context, next Rotation, generation uint64)
 		return
 	}
 	err := c.records.PutRotation(context.WithValue(ctx, hereKey{}, true), next, generation)
-	c.cfg.Logger.Info("the rotation of the cluster's secret goes on", "step", next.Step, "err", err)
+	if err != nil {
+		c.cfg.Logger.Debug("the next step of the rotation of the cluster's secret wasn't taken", "step", next.Step, "err", err)
+		return
+	}
+	c.cfg.Logger.Info("the rotation of the cluster's secret goes on", "step", next.Step)
 }
 
 // lacks is why a newcomer can't be let in, for want of secrets. Who isn't a member yet can't fetch one.

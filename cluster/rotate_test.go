@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -162,6 +164,14 @@ func TestOldSecretsAreKept(t *testing.T) {
 	if left := time.Until(time.UnixMilli(first.Secrets[1].Until)); left < 59*time.Minute || left > time.Hour {
 		t.Errorf("the old secret ends in %s", left)
 	}
+	eventually(t, func() error { // long before the end nothing hangs on it any more
+		for _, m := range nodes {
+			if n := m.cluster.port.Under(port.Fingerprint(h.secrets[0])); n > 0 || m.cluster.port.Old() {
+				return fmt.Errorf("%s: %d connections are still under the old secret", m.name, n)
+			}
+		}
+		return nil
+	})
 	for _, m := range nodes {
 		if got := m.cluster.own.now(); len(got) != 2 || !bytes.Equal(got[1], h.secrets[0]) {
 			t.Errorf("%s accepts %v", m.name, got.Fingerprints())
@@ -179,10 +189,43 @@ func TestOldSecretsAreKept(t *testing.T) {
 		}
 		return nil
 	})
+	said := h.whisper(nodes[0])
+	if err := said(); err != nil {
+		t.Errorf("gossip under the old key, while it is accepted: %v", err)
+	}
 	if err := nodes[2].cluster.DropSecret(ctx); err != nil {
 		t.Fatal(err)
 	}
 	h.replaced(nodes, h.secrets[0])
+	if err := said(); err == nil {
+		t.Error("gossip under the old key is heard after its end")
+	}
+}
+
+// whisper gives a function that asks a node something by UDP, encrypted with the first secret's key of the house. It could read
+// an answer under any that is accepted now.
+func (h *house) whisper(to *member) func() error {
+	h.t.Helper()
+	p, err := port.New(port.Config{ID: "whisperer", Listen: "127.0.0.1:0", Secrets: h.secrets, Network: port.System()})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(p.Close)
+	keys := append(h.secrets.GossipKeys(), to.cluster.own.now().GossipKeys()...)
+	g, err := newGossip(gossipConfig{id: "whisperer", port: p, advertise: p.Addr(), keys: keys, logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(g.kill)
+	address, err := net.ResolveUDPAddr("udp", to.address)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	id := string(to.cluster.ID())
+	return func() error {
+		_, err := g.list.Ping(id, address)
+		return err
+	}
 }
 
 // A step waits for whoever is away, and goes on when it is back: nobody is ever cut off.
@@ -485,22 +528,22 @@ func TestSecretsAreHandedToMembersOnly(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
 	nodes := h.hastily(2)
-	h.add(nil)
-	stranger, err := port.New(port.Config{ID: "stranger", Listen: "127.0.0.1:0", Secrets: h.secrets, Network: port.System()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stranger.Close()
 	if err := nodes[0].rotate(time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	r := reached(t, StepKeep, nodes...)
+	stranger, err := port.New(port.Config{ID: "stranger", Listen: "127.0.0.1:0", Secrets: nodes[0].cluster.own.now(), Network: port.System()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
 	asker := &Cluster{port: stranger}
 	var handed secretHanded
 	for _, s := range r.Secrets {
 		err := asker.askAddress(t.Context(), nodes[1].address, "GET", "/cluster/secrets/"+s.Fingerprint, nil, &handed)
-		if err == nil || handed.Secret != nil {
-			t.Errorf("a holder of the old secret that is no member got %s: %v", s.Fingerprint, err)
+		var refused *statusError
+		if !errors.As(err, &refused) || refused.code != 403 || handed.Secret != nil {
+			t.Errorf("whoever can speak to members and is none got %s: %v", s.Fingerprint, err)
 		}
 	}
 	if _, err := nodes[0].cluster.fetchSecret(t.Context(), "unknown"); err == nil {

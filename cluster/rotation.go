@@ -62,9 +62,6 @@ type WantedSecret struct {
 	Until       int64  `json:"until,omitempty"`
 }
 
-// active tells whether members have something to do, or wait for each other to do it.
-func (r Rotation) active() bool { return r.Step == StepAdd || r.Step == StepRoll || r.Step == StepDrop }
-
 // spreading tells whether some may know the newest secret and others not, or use it and others not: nobody may come in then
 // who doesn't have all.
 func (r Rotation) spreading() bool { return r.Step == StepAdd || r.Step == StepRoll }

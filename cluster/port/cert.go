@@ -178,7 +178,7 @@ func pinned(fingerprint string) *tls.Config {
 			key, ok := ca.PublicKey.(ed25519.PublicKey)
 			sum := sha256.Sum256(key)
 			if !ok || base64.RawURLEncoding.EncodeToString(sum[:]) != fingerprint {
-				return errors.New("the other side is not the cluster that the token is for")
+				return errors.New("the other side is not the cluster that the token is for, or its secret was replaced since: ask for a new invite")
 			}
 			return leaf.CheckSignatureFrom(ca)
 		},

@@ -292,6 +292,18 @@ func (p *Port) Renew(proto string) {
 	p.cut(func(c *tracked) bool { return c.proto == proto && c.under != [2]string{first, first} })
 }
 
+// Old tells whether a connection is open that wasn't made under the first secret on both sides.
+func (p *Port) Old() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		if c.under != [2]string{p.trust.signs, p.trust.signs} && c.under[1] != "" {
+			return true
+		}
+	}
+	return false
+}
+
 // Under counts the open connections that were made under a secret.
 func (p *Port) Under(fingerprint string) int {
 	p.mu.Lock()

@@ -230,11 +230,11 @@ func TestSecretsAreSwapped(t *testing.T) {
 		t.Error("the connections of one protocol are to be renewed, and no others")
 	}
 	old := Fingerprint(before)
-	if a.Under(old) != 1 {
+	if a.Under(old) != 1 || !a.Old() {
 		t.Errorf("%d connections are under the old secret", a.Under(old))
 	}
 	swap(a, Secrets{after})
-	if lives(out, in) || a.Under(old) != 0 {
+	if lives(out, in) || a.Under(old) != 0 || a.Old() {
 		t.Error("a connection outlives its secret")
 	}
 	fresh, freshIn := meet(ProtoPeer) // b still knows both
