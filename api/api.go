@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"pier/api/auth"
+	"pier/api/client"
 	"pier/blobsync"
 	"pier/fsm"
 )
@@ -44,6 +45,8 @@ type Config struct {
 	Exposure func() string
 	// MetricsOpen shows /metrics to everybody, also while access control is on.
 	MetricsOpen bool
+	// Doctor is what this node finds wrong, or right, with itself; nil finds nothing.
+	Doctor func(ctx context.Context) []client.Finding
 	// Ready returns why this node can't serve pulls, or pushes; nil means always ready.
 	Ready func(push bool) error
 	// MaxInFlight requests are served at once (default 1024), MaxQueue more wait (default 8192), each for at most
@@ -180,8 +183,13 @@ func (a *API) Handler() http.Handler { return a.router(false) }
 // Control is the control socket: the same, and the whole control API.
 func (a *API) Control() http.Handler { return a.router(true) }
 
-// Peer answers other nodes that ask for what only this one has: its lines of the audit log.
-func (a *API) Peer() http.Handler { return a.observe(a.plain("audit", a.ownAudit)) }
+// Peer answers other nodes that ask for what only this one has: its lines of the audit log, and how it is.
+func (a *API) Peer() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/audit", a.plain("audit", a.ownAudit))
+	mux.Handle("/doctor", a.plain("doctor", a.peerDoctor))
+	return a.observe(mux)
+}
 
 // Relay answers what other nodes relay to this one. A path may keep its leading /relay. It relays nothing on, and doesn't
 // queue: the request has a place at the node that it came to.

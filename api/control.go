@@ -43,6 +43,7 @@ func (a *API) controlRoutes(r chi.Router) {
 	r.Get("/ca", a.plain("control", a.getAuthority))
 	r.Get("/access", a.control(true, a.getAccess))
 	r.Get("/audit", a.control(true, a.getAudit))
+	r.Get("/doctor", a.control(true, a.getDoctor))
 	r.Get("/access/providers", a.control(true, a.getProviders))
 	r.Get("/access/trust", a.control(true, a.getTrusts))
 	for path, serve := range map[string]http.HandlerFunc{

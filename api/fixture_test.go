@@ -223,6 +223,7 @@ func (n *testNode) run(f *fixture) {
 	mux := http.NewServeMux()
 	mux.Handle("/relay/", http.StripPrefix("/relay", n.api.Relay()))
 	mux.Handle("/audit", n.api.Peer())
+	mux.Handle("/doctor", n.api.Peer())
 	mux.Handle("/blobs/", n.blobs.Handler())
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)

@@ -151,6 +151,32 @@ func (g *gossip) join(addresses []string) {
 	}
 }
 
+const pingTries = 3
+
+// unheard are the members that gossip reaches by other ways only: their packets, or those to them, don't come through.
+func (g *gossip) unheard() []NodeID {
+	var mu sync.Mutex
+	var out []NodeID
+	var pings sync.WaitGroup
+	for _, n := range g.list.Members() {
+		if n.Name == string(g.cfg.id) {
+			continue
+		}
+		pings.Go(func() {
+			for range pingTries { // one packet may be lost
+				if _, err := g.list.Ping(n.Name, &net.UDPAddr{IP: n.Addr, Port: int(n.Port)}); err == nil {
+					return
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out = append(out, NodeID(n.Name))
+		})
+	}
+	pings.Wait()
+	return out
+}
+
 func (g *gossip) alone() bool { return g.list.NumMembers() < 2 }
 
 // NotifyJoin, NotifyLeave and NotifyUpdate run under memberlist's lock: they note and return.

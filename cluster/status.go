@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,6 +72,16 @@ func (c *Cluster) report(ctx context.Context, id NodeID) (report, error) {
 		err = json.Unmarshal(body, &r)
 	}
 	return r, err
+}
+
+// Unheard are the members that answer by TCP, and whose gossip packets don't come through. It takes up to three seconds.
+func (c *Cluster) Unheard(ctx context.Context) []NodeID {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return slices.DeleteFunc(c.gossip.unheard(), func(id NodeID) bool {
+		_, err := c.report(ctx, id)
+		return err != nil // it is down, which others say
+	})
 }
 
 // Status asks every member, for at most two seconds. Quorum is proved by a read, not guessed.

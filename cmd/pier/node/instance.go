@@ -94,6 +94,7 @@ func (i *instance) build(n *Node) error {
 	}
 	peers.Handle("/blobs/", i.blobs.Handler())
 	peers.Handle("/audit", i.api.Peer())
+	peers.Handle("/doctor", i.api.Peer())
 	peers.Handle("/relay/", http.StripPrefix("/relay", i.api.Relay()))
 	return nil
 }
@@ -114,7 +115,7 @@ func (i *instance) clusterConfig(n *Node, secrets port.Secrets, peers http.Handl
 func (i *instance) apiConfig(n *Node) api.Config {
 	cfg := api.Config{
 		Node: fsm.NodeID(i.cluster.ID()), Name: n.cfg.Name, Version: n.opts.Version, Relay: i.cluster.Transport(),
-		Alive: i.alive, Figures: i.apiFigures, Exposure: n.firstWarning, MetricsOpen: n.cfg.Access.MetricsOpen, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
+		Alive: i.alive, Figures: i.apiFigures, Exposure: n.firstWarning, Doctor: (&doctor{node: n, inst: i}).examine, MetricsOpen: n.cfg.Access.MetricsOpen, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
 		Audit: i.audit, Access: api.Access{
 			Keys: i.keys.Load, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(), Clients: n.clients,

@@ -1,0 +1,168 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pier/api/client"
+	"pier/fsm"
+)
+
+const (
+	doctorWait = 10 * time.Second // for the nodes' answers
+	quorumWait = 3 * time.Second
+
+	// Nodes stamp audit lines, and check tokens and certificates by their own clocks. Tokens bear 30 seconds.
+	clockWarning = 5 * time.Second
+	clockProblem = 25 * time.Second
+)
+
+// diagnosis is what a node says when a peer asks how it is.
+type diagnosis struct {
+	Now      time.Time        `json:"now"`
+	Findings []client.Finding `json:"findings"`
+}
+
+func (a *API) ownDiagnosis(ctx context.Context) diagnosis {
+	var d diagnosis
+	if a.cfg.Doctor != nil {
+		d.Findings = a.cfg.Doctor(ctx)
+	}
+	for i := range d.Findings {
+		d.Findings[i].Node = a.cfg.Name
+	}
+	d.Now = a.access.cfg.Now()
+	return d
+}
+
+// peerDoctor tells a peer how this node is.
+func (a *API) peerDoctor(w http.ResponseWriter, r *http.Request) error {
+	return writeJSON(w, "application/json", a.ownDiagnosis(r.Context()))
+}
+
+// getDoctor gathers what all nodes find, and what only shows beside each other. No node waits for one that doesn't answer.
+func (a *API) getDoctor(r *http.Request) (any, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), doctorWait)
+	defer cancel()
+	nodes, err := a.state.Nodes()
+	if err != nil {
+		return nil, err
+	}
+	found := make([][]client.Finding, len(nodes)+1)
+	var group errgroup.Group
+	group.Go(func() error {
+		found[len(nodes)] = append(a.ownDiagnosis(ctx).Findings, a.checkQuorum(ctx), a.checkVersions(nodes))
+		return nil
+	})
+	for i, n := range nodes {
+		if n.ID == a.cfg.Node || a.cfg.Relay == nil {
+			continue
+		}
+		group.Go(func() error {
+			found[i] = a.examine(ctx, n)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	out := slices.Concat(found...)
+	slices.SortStableFunc(out, func(x, y client.Finding) int { return cmp.Compare(x.Node, y.Node) })
+	return out, nil
+}
+
+// examine asks another node how it is, and what time.
+func (a *API) examine(ctx context.Context, n fsm.Node) []client.Finding {
+	asked := a.access.cfg.Now()
+	d, err := a.askDoctor(ctx, n.ID)
+	if err != nil {
+		a.logger.Warn("a node doesn't say how it is", "peer", n.ID, "request", exchangeOf(ctx).id, "err", err)
+		return []client.Finding{{
+			Node: n.Name, Check: "reach", Level: client.LevelProblem, Message: "it does not answer " + a.cfg.Name,
+			Remedy: "see whether it runs, and whether the cluster port is open between the nodes; `pier cluster remove` takes out what doesn't come back",
+		}}
+	}
+	return append(d.Findings, clocks(n.Name, a.cfg.Name, d.Now, asked, a.access.cfg.Now()))
+}
+
+func (a *API) askDoctor(ctx context.Context, id fsm.NodeID) (diagnosis, error) {
+	var d diagnosis
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(id)+"/doctor", nil)
+	if err != nil {
+		return d, err
+	}
+	resp, err := a.cfg.Relay.RoundTrip(req)
+	if err != nil {
+		return d, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return d, fmt.Errorf("the node answers %s", resp.Status)
+	}
+	return d, json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&d)
+}
+
+// clocks compares what a node said with when it must have said it.
+func clocks(node, other string, said, asked, heard time.Time) client.Finding {
+	off := time.Duration(0)
+	switch {
+	case said.Before(asked):
+		off = asked.Sub(said)
+	case said.After(heard):
+		off = said.Sub(heard)
+	}
+	f := client.Finding{Node: node, Check: "clock", Level: client.LevelOK, Message: "its clock agrees with that of " + other}
+	if off <= clockWarning {
+		return f
+	}
+	f.Level = client.LevelWarning
+	if off > clockProblem {
+		f.Level = client.LevelProblem
+	}
+	f.Message = fmt.Sprintf("its clock differs from that of %s by %s: tokens and certificates of one may not be good at the other", other, off.Round(time.Second))
+	f.Remedy = "set both clocks by NTP (chrony, systemd-timesyncd)"
+	return f
+}
+
+func (a *API) checkQuorum(ctx context.Context) client.Finding {
+	ctx, cancel := context.WithTimeout(ctx, quorumWait)
+	defer cancel()
+	f := client.Finding{Node: a.cfg.Name, Check: "quorum", Level: client.LevelOK, Message: "a majority of the nodes agrees"}
+	if err := a.log.Current(ctx); err != nil {
+		f.Level, f.Message = client.LevelProblem, "no majority answers: pushes wait, and tags may be old ("+oneLine(err.Error())+")"
+		f.Remedy = "start the nodes that are down; `pier cluster status` shows which"
+	}
+	return f
+}
+
+// checkVersions looks at what the nodes said of themselves when they last started.
+func (a *API) checkVersions(nodes []fsm.Node) client.Finding {
+	f := client.Finding{Node: a.cfg.Name, Check: "versions", Level: client.LevelOK, Message: "all nodes run the same version"}
+	var said []string
+	var lowest, highest uint64
+	for _, n := range nodes {
+		said = append(said, n.Version)
+		if lowest == 0 || n.Level < lowest {
+			lowest = n.Level
+		}
+		highest = max(highest, n.Level)
+	}
+	slices.Sort(said)
+	said = slices.Compact(said)
+	switch {
+	case lowest != highest:
+		f.Level, f.Message = client.LevelWarning, fmt.Sprintf("the nodes speak the levels %d to %d: what is newer than %d waits for all", lowest, highest, lowest)
+	case len(said) > 1:
+		f.Level, f.Message = client.LevelWarning, fmt.Sprintf("the nodes run different versions: %s", oneLine(fmt.Sprint(said)))
+	default:
+		return f
+	}
+	f.Remedy = "finish the upgrade: `pier cluster status` shows each node's version"
+	return f
+}
