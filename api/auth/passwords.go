@@ -184,7 +184,7 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 	if err := l.tooSoon(name, source); err != nil {
 		return err // those before it in the line were wrong
 	}
-	hash, possible := p.Password, p.Kind == KindUser && len(p.Password) > 0 && len(password) <= maxPassword
+	hash, possible := p.Password, p.Kind == KindUser && p.Provider == "" && len(p.Password) > 0 && len(password) <= maxPassword
 	if !possible {
 		hash = l.dummy
 	}

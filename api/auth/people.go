@@ -29,7 +29,7 @@ func (l *Logins) outside(ctx context.Context, d *Directory, name, password, sour
 	account, from := accountKey(there), SourceKey(source)
 	p, _ := d.Find(there)
 	p.Name = there
-	seen := l.digest(p, "\x00outside\x00"+password, from)
+	seen := l.digest(p, password, from)
 	if who, ok := l.remembers(seen, account, from); ok {
 		if c, ok := d.Vouched(who, l.now()); ok {
 			return c, nil

@@ -193,7 +193,6 @@ func (d *directory) connect(ctx context.Context, address string) (*ldap.Conn, er
 		_ = raw.SetDeadline(end)
 	}
 	bound := &boundedConn{Conn: raw, left: maxLDAPAnswer}
-	bound.stop = context.AfterFunc(ctx, func() { _ = raw.Close() })
 	settings := &tls.Config{RootCAs: d.roots, ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}
 	if u.Scheme == "ldaps" {
 		secured := tls.Client(bound, settings)
@@ -201,12 +200,9 @@ func (d *directory) connect(ctx context.Context, address string) (*ldap.Conn, er
 			_ = bound.Close()
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
-		conn := ldap.NewConn(secured, true)
-		conn.Start()
-		return conn, nil
+		return begin(ctx, raw, ldap.NewConn(secured, true)), nil
 	}
-	conn := ldap.NewConn(bound, false)
-	conn.Start()
+	conn := begin(ctx, raw, ldap.NewConn(bound, false))
 	if d.cfg.Insecure {
 		return conn, nil
 	}
@@ -217,11 +213,21 @@ func (d *directory) connect(ctx context.Context, address string) (*ldap.Conn, er
 	return conn, nil
 }
 
+// begin starts the library's conversation, which ends with ctx. Closing the connection below it isn't enough: the library (v3.4.15)
+// stops reading after the first packet in answer to StartTLS, and would wait for ever where that was another's.
+func begin(ctx context.Context, raw net.Conn, conn *ldap.Conn) *ldap.Conn {
+	conn.Start()
+	context.AfterFunc(ctx, func() {
+		_ = raw.Close()
+		_ = conn.Close()
+	})
+	return conn
+}
+
 // boundedConn reads so many bytes and no more: what a server sends ends up in memory.
 type boundedConn struct {
 	net.Conn
 	left int64 // only the connection's one reader counts
-	stop func() bool
 }
 
 // Read is net.Conn's.
@@ -232,12 +238,6 @@ func (c *boundedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p[:min(int64(len(p)), c.left)])
 	c.left -= int64(n)
 	return n, err
-}
-
-// Close is net.Conn's.
-func (c *boundedConn) Close() error {
-	c.stop()
-	return c.Conn.Close()
 }
 
 // bindService is who may search. A failure is a fault of the settings, not of who logs in.
