@@ -5,6 +5,8 @@ BIN := .build/bin
 IMAGE ?= pier
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK_VERSION := v0.8.2
+GOVULNCHECK_VERSION := v1.9.0
+VULNDB_VERSION := v0.0.0-20261105234957-e22db6528018
 BENCHTIME ?= 1s
 
 .PHONY: help
@@ -40,6 +42,20 @@ lint: $(BIN)/staticcheck ## gofmt, vet and staticcheck, also of the tests behind
 
 $(BIN)/staticcheck:
 	GOBIN=$(abspath $(BIN)) go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+
+.PHONY: vuln
+vuln: $(BIN)/govulncheck $(BIN)/indexdb ## look for known vulnerabilities in what the program calls
+	.ci/vuln
+
+$(BIN)/govulncheck:
+	GOBIN=$(abspath $(BIN)) go install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
+
+# makes a database of what golang.org/x/vulndb has; the contents are always the newest
+$(BIN)/indexdb:
+	GOBIN=$(abspath $(BIN)) go install golang.org/x/vulndb/cmd/indexdb@$(VULNDB_VERSION)
+
+# What is shipped is built with the toolchain that go.mod names, or a newer one, where the local Go would do with its own.
+cross image vuln: export GOTOOLCHAIN ?= auto
 
 .PHONY: cross
 cross: ## build for linux and darwin, amd64 and arm64, without cgo, into bin/

@@ -2,6 +2,8 @@ module pier
 
 go 1.26.8
 
+toolchain go1.26.11
+
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/coreos/go-oidc/v3 v3.21.0

@@ -193,6 +193,7 @@ func (x *access) identify(r *http.Request, d *auth.Directory) (auth.Caller, erro
 
 // login takes a password, or what a person or a job has in its place: one of Pier's own refresh tokens, or an ID token.
 func (x *access) login(r *http.Request, d *auth.Directory, name, password string) (auth.Caller, error) {
+	exchangeOf(r.Context()).claimed = name
 	if c, err := x.ownToken(r, d, name, password); err == nil || !errors.Is(err, auth.ErrTokenInvalid) {
 		return c, err
 	}

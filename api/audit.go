@@ -1,20 +1,21 @@
 package api
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,32 +30,52 @@ import (
 
 const (
 	auditFile   = "audit.log"
+	refusedFile = "audit-refused.log"
+	pullsFile   = "audit-pulls.log"
 	auditQueue  = 4096
-	auditSize   = 64 << 20 // a file, before the next one begins
-	auditBehind = 4        // older files that are kept
 
-	// Lines of strangers: ten a second need more than a day to fill all files.
+	// Lines of strangers: ten a second need days to fill all files.
 	strangersRate  = 10
 	strangersBurst = 1000
 )
 
 // Audit writes down who changed something and who was refused, one JSON object a line. Writing never holds a request up:
-// what the disk can't take in time is dropped, and counted.
+// what the disk can't take in time is dropped, and counted. Each line has a number, which grows from line to line.
 type Audit struct {
-	dir     string
 	pulls   bool
 	logger  *slog.Logger
 	lines   chan client.AuditLine
 	dropped atomic.Uint64
-	// strangers paces the lines of who has no name and is refused, so that they can't push the others out of the files.
+	// strangers paces the lines of who has no name and is refused.
 	strangers *rate.Limiter
+
+	changed, refused, pulled *auditLog
+	begin                    sync.Once
+	written                  atomic.Uint64 // the number of the last line; only Run moves it
 }
 
 // NewAudit writes below dir once it runs. With pulls it writes those down too.
 func NewAudit(dir string, pulls bool, logger *slog.Logger) *Audit {
+	log := func(name string) *auditLog { return &auditLog{path: filepath.Join(dir, name)} }
 	return &Audit{
-		dir: dir, pulls: pulls, logger: logger, lines: make(chan client.AuditLine, auditQueue), strangers: rate.NewLimiter(strangersRate, strangersBurst),
+		pulls: pulls, logger: logger, lines: make(chan client.AuditLine, auditQueue), strangers: rate.NewLimiter(strangersRate, strangersBurst),
+		changed: log(auditFile), refused: log(refusedFile), pulled: log(pullsFile),
 	}
+}
+
+func (a *Audit) logs() []*auditLog { return []*auditLog{a.changed, a.refused, a.pulled} }
+
+// resume goes on with the numbers of the life before this one.
+func (a *Audit) resume() {
+	a.begin.Do(func() {
+		for _, log := range a.logs() {
+			last, err := log.newest()
+			if err != nil {
+				a.logger.Error("the audit log of this node's last life can't be read", "err", err)
+			}
+			a.written.Store(max(a.written.Load(), last))
+		}
+	})
 }
 
 // Dropped counts the lines that were not written.
@@ -71,17 +92,21 @@ func (a *Audit) note(l client.AuditLine) {
 
 // Run writes until ctx ends, and then what is left.
 func (a *Audit) Run(ctx context.Context) error {
-	w := &auditWriter{path: filepath.Join(a.dir, auditFile)}
-	defer func() { _ = w.close() }()
+	a.resume()
+	defer func() {
+		for _, log := range a.logs() {
+			_ = log.close()
+		}
+	}()
 	for {
 		select {
 		case l := <-a.lines:
-			a.write(w, l)
+			a.write(l)
 		case <-ctx.Done():
 			for {
 				select {
 				case l := <-a.lines:
-					a.write(w, l)
+					a.write(l)
 				default:
 					return nil
 				}
@@ -90,113 +115,50 @@ func (a *Audit) Run(ctx context.Context) error {
 	}
 }
 
-func (a *Audit) write(w *auditWriter, l client.AuditLine) {
+func (a *Audit) write(l client.AuditLine) {
+	log := a.changed
+	switch {
+	case l.Status >= http.StatusBadRequest:
+		log = a.refused
+	case strings.HasPrefix(l.Action, http.MethodGet) || strings.HasPrefix(l.Action, http.MethodHead):
+		log = a.pulled
+	}
+	l.Seq = a.written.Load() + 1
 	data, err := json.Marshal(l)
 	if err == nil {
-		err = w.write(append(data, '\n'))
+		err = log.write(append(data, '\n'))
 	}
 	if err != nil {
 		if a.dropped.Add(1) == 1 {
 			a.logger.Error("the audit log can't be written; lines are dropped and counted in pier_audit_dropped_total", "err", err)
 		}
+		return
 	}
+	a.written.Store(l.Seq)
 }
 
-// auditWriter appends to one file, and begins another when it is full.
-type auditWriter struct {
-	path string
-	file *os.File
-	size int64
-}
-
-func (w *auditWriter) write(line []byte) error {
-	if w.file != nil && w.size+int64(len(line)) > auditSize {
-		if err := w.close(); err != nil {
-			return err
-		}
-		for i := auditBehind - 1; i >= 0; i-- {
-			if err := os.Rename(w.numbered(i), w.numbered(i+1)); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-		}
+// Read gives the lines of this node that the query chooses, oldest first, and the number behind which to go on.
+func (a *Audit) Read(q auditQuery) (lines []client.AuditLine, next uint64, err error) {
+	a.resume()
+	end := a.written.Load() // before any file is read: a line that comes meanwhile is of the next time
+	if q.after > end {
+		q.after = 0 // the log began anew
 	}
-	if w.file == nil {
-		f, err := os.OpenFile(w.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	for _, log := range a.logs() {
+		found, err := log.find(q, end)
 		if err != nil {
-			return err
+			return nil, 0, err
 		}
-		info, err := f.Stat()
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
-		w.file, w.size = f, info.Size()
+		lines = append(lines, found...)
 	}
-	n, err := w.file.Write(line)
-	w.size += int64(n)
-	return err
-}
-
-func (w *auditWriter) numbered(i int) string {
-	if i == 0 {
-		return w.path
+	slices.SortFunc(lines, func(x, y client.AuditLine) int { return cmp.Compare(x.Seq, y.Seq) })
+	switch {
+	case len(lines) <= q.limit:
+		return lines, end, nil
+	case q.follow:
+		return lines[:q.limit], lines[q.limit-1].Seq, nil
 	}
-	return fmt.Sprintf("%s.%d", w.path, i)
-}
-
-func (w *auditWriter) close() error {
-	if w.file == nil {
-		return nil
-	}
-	err := w.file.Close()
-	w.file = nil
-	return err
-}
-
-// Read gives this node's newest lines that keep wants, at most n, oldest first.
-func (a *Audit) Read(keep func(client.AuditLine) bool, n int) ([]client.AuditLine, error) {
-	var out []client.AuditLine
-	w := &auditWriter{path: filepath.Join(a.dir, auditFile)}
-	for i := 0; i <= auditBehind && len(out) < n; i++ {
-		found, err := readAudit(w.numbered(i), keep, n-len(out))
-		if err != nil {
-			return nil, err
-		}
-		out = append(found, out...)
-	}
-	return out, nil
-}
-
-// readAudit gives the last n lines of one file; a line that a crash has cut off is left out.
-func readAudit(path string, keep func(client.AuditLine) bool, n int) ([]client.AuditLine, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	var out []client.AuditLine
-	lines := bufio.NewReader(f)
-	for {
-		text, err := lines.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return out, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		var l client.AuditLine
-		if json.Unmarshal(text, &l) != nil || !keep(l) {
-			continue
-		}
-		if out = append(out, l); len(out) > 2*n {
-			out = append(out[:0], out[len(out)-n:]...)
-		}
-		if len(out) > n {
-			out = out[len(out)-n:]
-		}
-	}
+	return lines[len(lines)-q.limit:], end, nil
 }
 
 // audited writes a finished request down, if it is one to write down.
@@ -227,10 +189,25 @@ func (a *API) audited(x *exchange, r *http.Request) {
 	if d, err := digest.Parse(x.Header().Get(headerDigest)); err == nil {
 		l.Digest = d.String()
 	}
+	l.Claimed = a.claimed(x)
 	if control { // never a path as it came: it may be long, and have line ends in it
 		l.Action = method + " " + chi.RouteContext(r.Context()).RoutePattern()
 	}
 	a.cfg.Audit.note(l)
+}
+
+// claimed is the name that a wrong login gave, if there is somebody of that name: people type passwords where the name goes,
+// and what nobody is called stays out of the log.
+func (a *API) claimed(x *exchange) string {
+	if x.caller.Name != "" || x.claimed == "" {
+		return ""
+	}
+	d, err := a.access.directory()
+	if err != nil {
+		return ""
+	}
+	p, _ := d.Find(x.claimed)
+	return p.Name
 }
 
 // targetOf is whom or what a control call changes, as the log has it. No secret can be in it.
@@ -282,60 +259,93 @@ func targetOf(in any) string {
 
 const maxAudit = 10_000
 
-// chosen reads what a request asks for of the log.
-func chosen(query url.Values) (keep func(client.AuditLine) bool, n int, err error) {
-	var since time.Time
+// chosen reads what a request asks for of this node's log.
+func (a *API) chosen(query url.Values) (q auditQuery, err error) {
 	if s := query.Get("since"); s != "" {
-		if since, err = time.Parse(time.RFC3339Nano, s); err != nil {
-			return nil, 0, invalid(fmt.Errorf("since: want a time as in 2026-01-02T15:04:05Z"))
+		if q.since, err = time.Parse(time.RFC3339Nano, s); err != nil {
+			return q, invalid(fmt.Errorf("since: want a time as in 2026-01-02T15:04:05Z"))
 		}
 	}
-	n = 100
+	q.limit = 100
 	if s := query.Get("limit"); s != "" {
-		if n, err = strconv.Atoi(s); err != nil || n < 1 || n > maxAudit {
-			return nil, 0, invalid(fmt.Errorf("limit: want 1 to %d", maxAudit))
+		if q.limit, err = strconv.Atoi(s); err != nil || q.limit < 1 || q.limit > maxAudit {
+			return q, invalid(fmt.Errorf("limit: want 1 to %d", maxAudit))
 		}
 	}
-	principal, repo := query.Get("principal"), query.Get("repository")
-	return func(l client.AuditLine) bool {
-		return l.Time.After(since) && (principal == "" || l.Principal == principal) && (repo == "" || l.Repository == repo)
-	}, n, nil
+	q.principal, q.repository, q.follow = query.Get("principal"), query.Get("repository"), query.Has("after")
+	after, err := parseCursor(query.Get("after"))
+	if err != nil {
+		return q, invalid(err)
+	}
+	own, ok := after[a.cfg.Node]
+	if q.after = own; q.follow && !ok && a.cfg.Audit != nil { // a node that nobody had asked before begins with what is to come
+		a.cfg.Audit.resume()
+		q.after = a.cfg.Audit.written.Load()
+	}
+	return q, nil
+}
+
+// parseCursor reads the numbers up to which lines are known, by node: ID:NUMBER,ID:NUMBER.
+func parseCursor(s string) (map[fsm.NodeID]uint64, error) {
+	out := make(map[fsm.NodeID]uint64)
+	for part := range strings.SplitSeq(s, ",") {
+		if part == "" {
+			continue
+		}
+		id, number, _ := strings.Cut(part, ":")
+		n, err := strconv.ParseUint(number, 10, 64)
+		if err != nil || len(out) >= maxCursor {
+			return nil, errors.New("after: want what the answer before this one gave as next")
+		}
+		out[fsm.NodeID(id)] = n
+	}
+	return out, nil
+}
+
+const maxCursor = 1000 // nodes
+
+func cursorText(after map[fsm.NodeID]uint64) string {
+	parts := make([]string, 0, len(after))
+	for id, n := range after {
+		parts = append(parts, string(id)+":"+strconv.FormatUint(n, 10))
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ",")
 }
 
 // ownAudit gives this node's lines to a peer.
 func (a *API) ownAudit(w http.ResponseWriter, r *http.Request) error {
-	lines, err := a.readAudit(r.URL.Query())
+	page, err := a.readAudit(r.URL.Query())
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, "application/json", lines)
+	return writeJSON(w, "application/json", page)
 }
 
-func (a *API) readAudit(query url.Values) ([]client.AuditLine, error) {
-	if a.cfg.Audit == nil {
-		return []client.AuditLine{}, nil
+func (a *API) readAudit(query url.Values) (client.AuditPage, error) {
+	page := client.AuditPage{Lines: []client.AuditLine{}}
+	q, err := a.chosen(query)
+	if err != nil || a.cfg.Audit == nil {
+		return page, err
 	}
-	keep, n, err := chosen(query)
-	if err != nil {
-		return nil, err
-	}
-	lines, err := a.cfg.Audit.Read(keep, n)
-	return append([]client.AuditLine{}, lines...), err
+	lines, next, err := a.cfg.Audit.Read(q)
+	page.Lines, page.Next = append(page.Lines, lines...), cursorText(map[fsm.NodeID]uint64{a.cfg.Node: next})
+	return page, err
 }
 
-// getAudit gives the lines of all nodes that answer, in the order of their clocks.
+// getAudit gives the lines of all nodes that answer, in the order of their clocks. A node that doesn't answer now gives what
+// is missing when it does, to who goes on.
 func (a *API) getAudit(r *http.Request) (any, error) {
-	lines, err := a.readAudit(r.URL.Query())
+	query := r.URL.Query()
+	own, err := a.readAudit(query)
 	if err != nil || a.cfg.Relay == nil {
-		return lines, err
+		return own, err
 	}
 	nodes, err := a.state.Nodes()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), relayConnect)
-	defer cancel()
-	answers := make([][]client.AuditLine, len(nodes))
+	pages := make([]client.AuditPage, len(nodes))
 	var group errgroup.Group
 	for i, n := range nodes {
 		if n.ID == a.cfg.Node {
@@ -343,34 +353,54 @@ func (a *API) getAudit(r *http.Request) (any, error) {
 		}
 		group.Go(func() error {
 			var err error
-			if answers[i], err = a.askAudit(ctx, n.ID, r.URL.RawQuery); err != nil {
-				a.logger.Warn("a node's audit log can't be read now", "peer", n.ID, "request", exchangeOf(ctx).id, "err", err)
+			if pages[i], err = a.askAudit(r.Context(), n.ID, r.URL.RawQuery); err != nil {
+				a.logger.Warn("a node's audit log can't be read now", "peer", n.ID, "request", exchangeOf(r.Context()).id, "err", err)
 			}
 			return nil
 		})
 	}
 	_ = group.Wait()
-	for _, more := range answers {
-		lines = append(lines, more...)
-	}
-	slices.SortStableFunc(lines, func(x, y client.AuditLine) int { return x.Time.Compare(y.Time) })
-	_, n, _ := chosen(r.URL.Query())
-	return lines[max(0, len(lines)-n):], nil
+	return a.mergeAudit(query, append(pages, own))
 }
 
-func (a *API) askAudit(ctx context.Context, id fsm.NodeID, query string) ([]client.AuditLine, error) {
+func (a *API) mergeAudit(query url.Values, pages []client.AuditPage) (client.AuditPage, error) {
+	next, err := parseCursor(query.Get("after"))
+	if err != nil {
+		return client.AuditPage{}, invalid(err)
+	}
+	all := client.AuditPage{Lines: []client.AuditLine{}}
+	for _, p := range pages {
+		all.Lines = append(all.Lines, p.Lines...)
+		if known, err := parseCursor(p.Next); err == nil {
+			maps.Copy(next, known)
+		}
+	}
+	all.Next = cursorText(next)
+	slices.SortStableFunc(all.Lines, func(x, y client.AuditLine) int { return x.Time.Compare(y.Time) })
+	if q, err := a.chosen(query); err == nil && !q.follow {
+		all.Lines = all.Lines[max(0, len(all.Lines)-q.limit):]
+	}
+	return all, nil
+}
+
+func (a *API) askAudit(ctx context.Context, id fsm.NodeID, query string) (page client.AuditPage, err error) {
+	patience := relayConnect
+	if !a.cfg.Alive(id) {
+		patience = time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(id)+"/audit?"+query, nil)
 	if err != nil {
-		return nil, err
+		return page, err
 	}
 	resp, err := a.cfg.Relay.RoundTrip(req)
 	if err != nil {
-		return nil, err
+		return page, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the node answers %s", resp.Status)
+		return page, fmt.Errorf("the node answers %s", resp.Status)
 	}
-	var lines []client.AuditLine
-	return lines, json.NewDecoder(io.LimitReader(resp.Body, 64<<20)).Decode(&lines)
+	return page, json.NewDecoder(io.LimitReader(resp.Body, 64<<20)).Decode(&page)
 }

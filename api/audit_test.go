@@ -3,10 +3,12 @@ package api
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,10 +48,13 @@ func TestAudit(t *testing.T) {
 	f.want(f.do("GET", "/v2/", nil), 401, codeUnauthorized)
 	f.want(f.do("GET", "/v2/a/tags/list", nil, "Authorization: "+basic(f, "alice")), 404, codeNameUnknown)
 	root := f.token(f.nodes[0], "root", "cluster:pier:admin")
+	var page client.AuditPage
 	var lines []client.AuditLine
 	read := func(query string) answer {
 		got := f.want(f.do("GET", "/api/v1/audit"+query, nil, "Authorization: Bearer "+root), 200, "")
-		f.must(nil, json.Unmarshal(got.body, &lines))
+		page = client.AuditPage{}
+		f.must(nil, json.Unmarshal(got.body, &page))
+		lines = page.Lines
 		return got
 	}
 	want := []string{"root POST uploads 202", "alice PUT manifest 403", " GET root 401"}
@@ -76,6 +81,29 @@ func TestAudit(t *testing.T) {
 	if read("?limit=1"); len(lines) != 1 || lines[0].Status != 401 {
 		t.Errorf("the newest: %+v", lines)
 	}
+	read("") // a wrong login is known by the name that it gave, if somebody has it
+	after := page.Next
+	f.want(f.doOn(f.nodes[1], "GET", "/v2/", nil, "Authorization: Basic "+base64.StdEncoding.EncodeToString([]byte("alice:wrong"))), 401, codeUnauthorized)
+	f.want(f.do("POST", "/token", []byte("grant_type=password&username=alice&password=wrong"), "Content-Type: application/x-www-form-urlencoded"), 401, codeUnauthorized)
+	f.want(f.do("GET", "/v2/", nil, "Authorization: Basic "+base64.StdEncoding.EncodeToString([]byte("my-password:"))), 401, codeUnauthorized)
+	eventually(t, func() error {
+		read("?after=" + url.QueryEscape(after))
+		said := ""
+		for _, l := range lines {
+			said += l.Claimed + l.Principal + " "
+		}
+		if said != "alice alice  " {
+			return fmt.Errorf("wrong logins of %q, of %+v", said, lines)
+		}
+		return nil
+	})
+	if read("?after=" + url.QueryEscape(page.Next)); len(lines) != 0 {
+		t.Errorf("nothing came since, and %+v did", lines)
+	}
+	if read("?principal=alice"); len(lines) != 3 {
+		t.Errorf("alice, and who would be: %+v", lines)
+	}
+	f.want(f.do("GET", "/api/v1/audit?after=x", nil, "Authorization: Bearer "+root), 400, codeInvalid)
 	f.want(f.do("GET", "/api/v1/audit?limit=x", nil, "Authorization: Bearer "+root), 400, codeInvalid)
 	f.want(f.do("GET", "/api/v1/audit", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
 	f.want(f.do("GET", "/api/v1/audit", nil), 401, codeUnauthorized)
@@ -105,7 +133,7 @@ func TestAuditOfStrangers(t *testing.T) {
 		"root POST /api/v1/access/grant alice push b/** 200", "root POST /api/v1/access/change alice password groups=x,y  disabled=false 400",
 	}
 	eventually(t, func() error {
-		lines, err := log.Read(func(client.AuditLine) bool { return true }, 100)
+		lines, _, err := log.Read(auditQuery{limit: 100})
 		var said []string
 		for _, l := range lines {
 			said = append(said, fmt.Sprintf("%s %s %s %d", cmp.Or(l.Principal, l.Kind), l.Action, l.Target, l.Status))
@@ -117,33 +145,127 @@ func TestAuditOfStrangers(t *testing.T) {
 	})
 }
 
+// everything gives all lines of a log.
+func everything(t *testing.T, a *Audit) []client.AuditLine {
+	t.Helper()
+	lines, _, err := a.Read(auditQuery{limit: maxAudit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lines
+}
+
 // A full file makes room for the next; the newest lines are found across both, and a torn one does no harm.
 func TestAuditRotates(t *testing.T) {
 	dir := t.TempDir()
 	a := NewAudit(dir, false, slog.New(slog.DiscardHandler))
-	w := &auditWriter{path: filepath.Join(dir, auditFile)}
 	for i := range 10 {
 		if i == 5 {
-			w.size = auditSize
+			a.changed.size = auditSize
 		}
-		a.write(w, client.AuditLine{Time: time.Unix(int64(i), 0), Status: i})
+		a.write(client.AuditLine{Time: time.Unix(int64(i), 0), Action: "PUT", Status: i})
 	}
-	if err := w.close(); err != nil {
+	if err := a.changed.close(); err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.OpenFile(w.path, os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(a.changed.path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.WriteString(`{"status":99`); err != nil || f.Close() != nil {
 		t.Fatal(err)
 	}
-	lines, err := a.Read(func(client.AuditLine) bool { return true }, 7)
-	if err != nil || len(lines) != 7 || lines[0].Status != 3 || lines[6].Status != 9 {
-		t.Errorf("%+v, %v", lines, err)
+	lines, next, err := a.Read(auditQuery{limit: 7})
+	if err != nil || len(lines) != 7 || lines[0].Status != 3 || lines[6].Status != 9 || next != 10 {
+		t.Errorf("%+v, %d, %v", lines, next, err)
 	}
-	if info, err := os.Stat(w.path); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(a.changed.path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the log's mode: %v, %v", info, err)
+	}
+	again := NewAudit(dir, false, slog.New(slog.DiscardHandler))
+	again.resume()
+	again.write(client.AuditLine{Time: time.Unix(10, 0), Action: "PUT", Status: 10}) // behind the torn one
+	again.write(client.AuditLine{Time: time.Unix(11, 0), Action: "PUT", Status: 11})
+	if lines := everything(t, again); len(lines) != 11 || lines[10].Seq != 12 || lines[10].Status != 11 {
+		t.Errorf("after a restart: %+v", lines)
+	}
+}
+
+// A flood of refusals, and of pulls, pushes no change out of the log.
+func TestChangesHaveTheirOwnLog(t *testing.T) {
+	a := NewAudit(t.TempDir(), true, slog.New(slog.DiscardHandler))
+	a.write(client.AuditLine{Time: time.Unix(1, 0), Action: "DELETE manifest", Status: 202})
+	for i := range 3 * (auditBehind + 1) {
+		a.refused.size, a.pulled.size = auditSize, auditSize
+		a.write(client.AuditLine{Time: time.Unix(2, 0), Action: "PUT manifest", Status: 403, Principal: "eve"})
+		a.write(client.AuditLine{Time: time.Unix(2, int64(i)), Action: "GET blob", Status: 200})
+	}
+	lines := everything(t, a)
+	if lines[0].Status != 202 || len(lines) != 1+2*(auditBehind+1) {
+		t.Errorf("of one change and a flood there are %+v", lines)
+	}
+	if lines, _, err := a.Read(auditQuery{principal: "eve", limit: 3}); err != nil || len(lines) != 3 || lines[2].Status != 403 {
+		t.Errorf("eve: %+v, %v", lines, err)
+	}
+}
+
+// Who asks for what came since gets each line once, whatever it is of and however often the files begin anew, and begins at
+// the start when the log does.
+func TestAuditGoesOn(t *testing.T) {
+	dir := t.TempDir()
+	a := NewAudit(dir, true, slog.New(slog.DiscardHandler))
+	a.write(client.AuditLine{Time: time.Now().Add(-101 * time.Hour), Action: "PUT", Status: 0})
+	_, after, err := a.Read(auditQuery{limit: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen []int
+	for i := 1; i <= 100; i++ {
+		status := []int{200, 400}[i%2] + i
+		a.write(client.AuditLine{Time: time.Now().Add(time.Duration(i-100) * time.Hour), Action: []string{"PUT", "GET"}[i%3%2], Status: status, Repository: strings.Repeat("x", 3000)})
+		if i%30 == 0 {
+			a.changed.size, a.refused.size = auditSize, auditSize
+		}
+		for i%10 == 0 {
+			lines, next, err := a.Read(auditQuery{follow: true, after: after, limit: 3})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range lines {
+				seen = append(seen, l.Status%100)
+			}
+			if after = next; len(lines) < 3 {
+				break
+			}
+		}
+	}
+	for i, n := range seen {
+		if len(seen) != 100 || n != (i+1)%100 {
+			t.Fatalf("of 100 lines came %v", seen)
+		}
+	}
+	if lines, next, err := a.Read(auditQuery{follow: true, after: 10_000, limit: 200}); err != nil || len(lines) != 101 || next != 101 {
+		t.Errorf("of a log that began anew: %d lines, %d, %v", len(lines), next, err)
+	}
+	if lines, _, err := a.Read(auditQuery{since: time.Now().Add(-90 * time.Minute), limit: 200}); err != nil || len(lines) != 2 {
+		t.Errorf("of the last hour and a half: %d lines, %v", len(lines), err)
+	}
+}
+
+// Only the end of a long log is read for what is at its end.
+func BenchmarkAuditEnd(b *testing.B) {
+	a := NewAudit(b.TempDir(), false, slog.New(slog.DiscardHandler))
+	for a.changed.size < auditSize-1000 {
+		a.write(client.AuditLine{Time: time.Now(), Action: "PUT manifest", Status: 201, Principal: "alice", Repository: "team/app"})
+	}
+	for name, q := range map[string]auditQuery{"newest": {limit: 100}, "nobody": {principal: "bob", limit: 100}} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, _, err := a.Read(q); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

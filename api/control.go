@@ -40,6 +40,7 @@ var errNotAdmin error = refuse(http.StatusForbidden, codeDenied, "this needs the
 func (a *API) controlRoutes(r chi.Router) {
 	r.Get("/cluster/status", a.control(false, func(r *http.Request) (any, error) { return a.cluster.Status(r.Context()) }))
 	r.Get("/cluster/secret/status", a.control(true, func(r *http.Request) (any, error) { return a.cluster.SecretStatus(r.Context()) }))
+	r.Get("/login", a.atDesk(a.getLogin))
 	r.Get("/ca", a.plain("control", a.getAuthority))
 	r.Get("/access", a.control(true, a.getAccess))
 	r.Get("/audit", a.control(true, a.getAudit))

@@ -68,8 +68,10 @@ func (a *API) postToken(w http.ResponseWriter, r *http.Request) error {
 		c, err = a.access.refreshed(r, form.Get("refresh_token"), d)
 	case grantExchange:
 		c, err = a.access.exchanged(r.Context(), d, form)
+	case grantCode:
+		c, err = a.access.redeemed(r, d, form)
 	default:
-		err = refuse(http.StatusBadRequest, codeUnsupported, "grant_type is not known here; password, refresh_token and %s are", grantExchange)
+		err = refuse(http.StatusBadRequest, codeUnsupported, "grant_type is not known here; password, refresh_token, %s and %s are", grantCode, grantExchange)
 	}
 	if err != nil {
 		return err

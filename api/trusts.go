@@ -122,9 +122,9 @@ func (x *access) explainToken(err error) error {
 		return refuse(http.StatusUnauthorized, codeUnauthorized, "%s", no.Error())
 	case errors.As(err, &down):
 		x.logger.Warn("an issuer of ID tokens can't be asked", "issuer", down.Issuer, "err", down.Err)
-		return &Unavailable{Reason: "this node can't ask the issuer of the ID token for its keys, and knows none; try again, or another node", Err: err}
+		return &Unavailable{Reason: "this node can't ask the issuer of the ID token, and what it knows of it is not enough; try again, or another node", Err: err}
 	}
-	return err
+	return x.explain(err)
 }
 
 // getTrusts lists the trust rules.

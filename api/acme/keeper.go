@@ -98,6 +98,7 @@ type held struct {
 	certificate *tls.Certificate // nil: none yet
 	generation  uint64
 	fault       string
+	blocked     string // why this node can't even try to get one
 }
 
 // New checks cfg and reads what certificates there are. It asks nobody for any: Run does.
@@ -125,6 +126,7 @@ func New(cfg Config) (*Keeper, error) {
 // Run looks for certificates that others got, and orders those that are missing or about to end, until ctx ends.
 func (k *Keeper) Run(ctx context.Context) error {
 	defer k.http.CloseIdleConnections()
+	k.forget()
 	group, ctx := errgroup.WithContext(ctx)
 	every := func(do func()) func() error {
 		return func() error {
@@ -151,6 +153,16 @@ func (k *Keeper) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// forget makes the next look read everything: the node may be in another cluster than it was.
+func (k *Keeper) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, now := range k.known {
+		now.generation = 0
+		k.known[name] = now
+	}
+}
+
 // look takes over what the documents say.
 func (k *Keeper) look() {
 	k.looking.Lock()
@@ -161,13 +173,14 @@ func (k *Keeper) look() {
 		k.mu.Unlock()
 		now := k.lookAt(name, was)
 		k.mu.Lock()
+		now.blocked = k.known[name].blocked
 		k.known[name] = now
 		k.mu.Unlock()
-		if now.generation != was.generation && now.certificate != nil {
+		if now.certificate != was.certificate && (was.certificate == nil || !now.certificate.Leaf.Equal(was.certificate.Leaf)) {
 			k.cfg.Logger.Info("a certificate is in use", "host", name, "until", now.certificate.Leaf.NotAfter, "issuer", now.certificate.Leaf.Issuer.CommonName)
 		}
 		if now.fault != was.fault && now.fault != "" {
-			k.cfg.Logger.Error("the certificate of a public name needs a look", "host", name, "err", now.fault)
+			k.cfg.Logger.Warn("a public name has no good certificate", "host", name, "err", now.fault)
 		}
 	}
 }
@@ -233,8 +246,12 @@ func (k *Keeper) Fault() error {
 	defer k.mu.Unlock()
 	var faults []error
 	for _, name := range k.cfg.Names {
-		if f := k.known[name].fault; f != "" {
-			faults = append(faults, fmt.Errorf("%s: %s", name, f))
+		now := k.known[name]
+		if now.fault != "" && now.blocked != "" {
+			now.fault += "; nobody is asked now: " + now.blocked
+		}
+		if now.fault != "" {
+			faults = append(faults, fmt.Errorf("%s: %s", name, now.fault))
 		}
 	}
 	return errors.Join(faults...)

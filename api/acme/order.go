@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/crypto/acme"
@@ -37,10 +38,8 @@ type attempt struct {
 // renew gets a certificate for the host, unless another node is at it or it is too early after a failure.
 func (k *Keeper) renew(ctx context.Context, host string) {
 	a, err := k.claim(ctx, host)
+	k.block(host, err)
 	if a == nil {
-		if err != nil && !errors.Is(err, ErrChanged) {
-			k.cfg.Logger.Debug("nobody can be asked for a certificate now", "host", host, "err", err)
-		}
 		return
 	}
 	k.cfg.Logger.Info("asking for a certificate", "host", host, "server", k.cfg.Directory)
@@ -61,6 +60,18 @@ func (k *Keeper) renew(ctx context.Context, host string) {
 	if err != nil {
 		k.cfg.Logger.Debug("how the order went could not be noted", "host", host, "err", err)
 	}
+}
+
+// block notes why this node can't try, or that it can.
+func (k *Keeper) block(host string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.known[host]
+	now.blocked = ""
+	if err != nil && !errors.Is(err, ErrChanged) && !errors.Is(err, context.Canceled) {
+		now.blocked = err.Error()
+	}
+	k.known[host] = now
 }
 
 // claim makes this node the one that orders. It returns nil when that is not for it to do now.
@@ -115,7 +126,8 @@ func (a *attempt) fail(ctx context.Context, cause error, stopping bool) error {
 	o := order{By: a.order.By, Fails: a.order.Fails, Error: a.order.Error}
 	if !stopping {
 		o.Fails++
-		o.Error = cause.Error()[:min(len(cause.Error()), maxError)]
+		o.Error = strings.Join(strings.Fields(cause.Error()), " ")
+		o.Error = strings.ToValidUTF8(o.Error[:min(len(o.Error), maxError)], "")
 		o.Next = time.Now().Add(wait(o.Fails))
 		var refused *acme.Error
 		if errors.As(cause, &refused) {

@@ -56,6 +56,18 @@ func (l *Logins) outside(ctx context.Context, d *Directory, name, password, sour
 	return c, nil
 }
 
+// Elsewhere takes a login that is proven elsewhere, by what only check knows: as few at a time as ask providers, and with the
+// pauses of a source that wrong ones come from. An ErrWrongLogin is one.
+func (l *Logins) Elsewhere(ctx context.Context, source string, check func() (Caller, error)) (Caller, error) {
+	from := SourceKey(source)
+	account := "\x00" + from // no name is known yet
+	c, err := l.ask(ctx, account, from, check)
+	if err != nil {
+		l.missed(account, from)
+	}
+	return c, err
+}
+
 func (l *Logins) ask(ctx context.Context, account, from string, check func() (Caller, error)) (Caller, error) {
 	if err := l.tooSoon(account, from); err != nil {
 		return Caller{}, err

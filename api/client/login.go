@@ -36,9 +36,12 @@ const controlScope = "cluster:pier:admin"
 
 // LogIn gives the login that stands for a user's password on this server.
 func (c *Client) LogIn(ctx context.Context, user, password string) (Login, error) {
-	answer, err := c.token(ctx, url.Values{
-		"grant_type": {"password"}, "username": {user}, "password": {password}, "access_type": {"offline"},
-	})
+	return c.lasting(ctx, url.Values{"grant_type": {"password"}, "username": {user}, "password": {password}, "access_type": {"offline"}})
+}
+
+// lasting asks for a token that stands for what the form proves.
+func (c *Client) lasting(ctx context.Context, form url.Values) (Login, error) {
+	answer, err := c.token(ctx, form)
 	if err == nil && answer.Refresh == "" {
 		err = errors.New("the server gives no token that lasts")
 	}

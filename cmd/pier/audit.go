@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,7 +18,8 @@ func newAudit() *cobra.Command {
 	var since time.Duration
 	cmd := &cobra.Command{
 		Use: "audit", Short: "Who did what, on all nodes: changes, and what was refused", Args: cobra.NoArgs,
-		Long:    "Show the audit logs of all nodes that answer, oldest line first. With -o json a line is one JSON object.",
+		Long: "Show the audit logs of all nodes that answer, oldest line first. With -o json a line is one JSON object.\n" +
+			"NAME? is who a wrong password was given for; a name that nobody has isn't kept, since it may be a password.",
 		Example: "  pier audit --since 1h --user alice\n  pier audit --follow -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if since > 0 {
@@ -40,22 +40,17 @@ func newAudit() *cobra.Command {
 
 const (
 	followPause = time.Second
-	followLimit = 10_000 // lines of a minute, so that a burst hides nothing
+	followLimit = 1000 // lines of a node at a time
 )
 
 func (o *controlOptions) audit(cmd *cobra.Command, r client.AuditRequest, follow bool) error {
 	c := o.client()
-	shown := map[client.AuditLine]bool{} // clocks differ, so that "newer than the last" would miss some
 	for {
-		lines, err := c.Audit(cmd.Context(), r)
+		page, err := c.Audit(cmd.Context(), r)
 		if err != nil {
 			return err
 		}
-		for _, l := range lines {
-			if shown[l] {
-				continue
-			}
-			shown[l] = true
+		for _, l := range page.Lines {
 			if err := o.showLine(cmd, l); err != nil {
 				return err
 			}
@@ -63,8 +58,11 @@ func (o *controlOptions) audit(cmd *cobra.Command, r client.AuditRequest, follow
 		if !follow {
 			return nil
 		}
-		r.Since, r.Limit = time.Now().Add(-time.Minute), followLimit
-		maps.DeleteFunc(shown, func(l client.AuditLine, _ bool) bool { return !l.Time.After(r.Since) }) // they don't come again
+		full := r.After != "" && len(page.Lines) >= followLimit // there may be more
+		r.After, r.Since, r.Limit = page.Next, time.Time{}, followLimit
+		if full {
+			continue
+		}
 		if err := pause(cmd.Context(), followPause); err != nil {
 			return nil // Ctrl-C
 		}
@@ -87,7 +85,10 @@ func (o *controlOptions) showLine(cmd *cobra.Command, l client.AuditLine) error 
 		return json.NewEncoder(cmd.OutOrStdout()).Encode(l)
 	}
 	who, what := l.Principal, l.Repository
-	if who == "" {
+	switch {
+	case who == "" && l.Claimed != "":
+		who = l.Claimed + "?"
+	case who == "":
 		who = l.Kind
 	}
 	switch {

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -70,13 +71,19 @@ func (l logins) save() error {
 
 func newLogin() *cobra.Command {
 	o := &userOptions{}
-	user, ca, insecure := "", "", false
+	user, ca, insecure, browser, port := "", "", false, false, 0
 	cmd := &cobra.Command{
-		Use: "login", Short: "Log in to a node over the network, for the other commands with --server", Args: cobra.NoArgs,
-		Example: "  pier --server https://registry.lan:5000 login\n  pier login --server https://registry.lan:5000 --user alice --ca registry-ca.crt --password-stdin < password.txt",
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Use: "login [--oidc [PROVIDER]]", Short: "Log in to a node over the network, for the other commands with --server", Args: cobra.MaximumNArgs(1),
+		Long: "Log in to a node over the network, for the other commands with --server and for docker login (pier token).\n\n" +
+			"With a password, or with --oidc in a browser at an OpenID provider that the registry knows (pier provider). The provider must\n" +
+			"let the client come back to http://127.0.0.1 with any port, or with the one of --port. Such a login lasts for 12 hours.",
+		Example: "  pier login --server https://registry.lan:5000 --oidc\n  pier --server https://registry.lan:5000 login\n  pier login --server https://registry.lan:5000 --user alice --ca registry-ca.crt --password-stdin < password.txt",
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.server == "" {
 				return &exitError{exitUsage, "a login needs --server"}
+			}
+			if len(args) > 0 && !browser {
+				return &exitError{exitUsage, "a provider is for --oidc; a user goes with --user"}
 			}
 			if !insecure && !isPrivate(o.server) {
 				return &exitError{exitUsage, fmt.Sprintf("the password would travel to %s in the open: give --server as https://…, or say --insecure-http", o.server)}
@@ -89,15 +96,14 @@ func newLogin() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if user, err = o.who(cmd, user); err != nil {
-				return err
-			}
-			password, err := o.password(cmd, "Password: ")
-			if err != nil {
-				return err
-			}
 			c := client.New(client.Options{Server: o.server, Login: client.Login{CA: pem + "\n" + installedCA(o.server)}})
-			login, err := c.LogIn(cmd.Context(), user, password)
+			var login client.Login
+			if browser {
+				login, err = logInByBrowser(cmd, c, strings.Join(args, ""), port)
+				user, _ = login.Whose()
+			} else {
+				user, login, err = o.logIn(cmd, c, user)
+			}
 			if err != nil {
 				return err
 			}
@@ -114,8 +120,23 @@ func newLogin() *cobra.Command {
 	cmd.Flags().StringVar(&user, "user", "", "who logs in; asked for at a terminal when missing")
 	cmd.Flags().StringVar(&ca, "ca", "", "trust this CA, PEM (pier ca prints a cluster's)")
 	cmd.Flags().BoolVar(&insecure, "insecure-http", false, "log in without TLS even where others can listen in on the password")
+	cmd.Flags().BoolVar(&browser, "oidc", false, "log in in a browser, at an OpenID provider that the registry knows")
+	cmd.Flags().IntVar(&port, "port", 0, "with --oidc: the port on this machine that the browser comes back to; 0: any")
 	o.addStdin(cmd)
 	return cmd
+}
+
+// logIn logs in with a password.
+func (o *userOptions) logIn(cmd *cobra.Command, c *client.Client, flag string) (user string, login client.Login, err error) {
+	if user, err = o.who(cmd, flag); err != nil {
+		return "", client.Login{}, err
+	}
+	password, err := o.password(cmd, "Password: ")
+	if err != nil {
+		return "", client.Login{}, err
+	}
+	login, err = c.LogIn(cmd.Context(), user, password)
+	return user, login, err
 }
 
 // who is the user of the flag, or asks at a terminal.

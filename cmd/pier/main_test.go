@@ -127,8 +127,8 @@ func setURL(ts *testscript.TestScript, _ bool, args []string) {
 func TestAuditShowsAll(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `[{"time":"2026-01-02T03:04:05Z","request":"x","action":"PUT manifest","reference":"1"},`+
-			`{"time":"2026-01-02T03:04:06Z","request":"x","action":"PUT manifest","reference":"2"}]`)
+		_, _ = io.WriteString(w, `{"lines":[{"time":"2026-01-02T03:04:05Z","request":"x","action":"PUT manifest","reference":"1"},`+
+			`{"time":"2026-01-02T03:04:06Z","request":"x","action":"PUT manifest","reference":"2"}]}`)
 	}))
 	defer server.Close()
 	var out strings.Builder

@@ -81,10 +81,18 @@ func (o *providerOptions) newLDAP() *cobra.Command {
 	return cmd
 }
 
+const oidcHelp = "People log in there with a browser (pier login --oidc), and come in under the name that a claim of their ID token has, in lower\n" +
+	"case. Register Pier there as a program on people's own machines, with the redirect address http://127.0.0.1/callback and any\n" +
+	"port. A name that a user of the cluster's own has is that user's: pier user add NAME --provider links it. The claim email counts\n" +
+	"only where the provider says that it has verified the address. Groups count as they are mapped: each by --map THEIRS=GROUP, or\n" +
+	"all with --all-groups.\n\n" +
+	"A login lasts for 12 hours; then the provider is asked again. A client's secret is kept in the cluster's state, in clear as the\n" +
+	"provider wants it, and no program that logs in gets it."
+
 func (o *providerOptions) newOIDC() *cobra.Command {
 	p := client.OIDC{}
 	cmd := &cobra.Command{
-		Use: "oidc NAME", Short: "People log in at an OpenID provider (pier login --oidc)", Args: cobra.ExactArgs(1),
+		Use: "oidc NAME", Short: "People log in at an OpenID provider (pier login --oidc)", Long: "People log in at an OpenID provider.\n\n" + oidcHelp, Args: cobra.ExactArgs(1),
 		Example: "  pier provider add oidc corp --issuer https://login.example.org --client-id pier --all-groups --group-prefix corp-",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error

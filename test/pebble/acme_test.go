@@ -1,50 +1,270 @@
 package pebble
 
 import (
-	"context"
 	"crypto/tls"
-	"path/filepath"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"pier/cmd/pier/node"
+	"pier/test/harness"
 )
 
-const host = "registry.example.org"
+const (
+	host   = "registry.example.org"
+	mirror = "mirror.example.org"
+)
 
-// One node gets a certificate by tls-alpn-01, with nothing but a name and a server.
-func TestCertificateOfAnACMEServer(t *testing.T) {
-	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
-	server := Start(t, time.Hour)
-	cfg := node.Default()
-	cfg.DataDir, cfg.Listen, cfg.ClusterListen = filepath.Join(t.TempDir(), "data"), "127.0.0.1:0", "127.0.0.1:0"
-	cfg.Access.TLS, cfg.Access.PublicNames = "acme", []string{host}
-	cfg.Access.ACMEDirectory, cfg.Access.ACMECAFile = server.Directory, server.CAFile
-	n, err := node.New(cfg, node.Options{})
+func TestMain(m *testing.M) {
+	_ = os.Setenv("PEBBLE_VA_NOSLEEP", "1") // else it waits up to 5 s before each question
+	os.Exit(m.Run())
+}
+
+// start runs n nodes that get certificates of the server for the names. What the server asks by TLS comes to each in turn.
+func start(t *testing.T, server *Server, n int, names ...string) *harness.Cluster {
+	t.Helper()
+	web := map[string]string{}
+	return harness.StartConfigured(t, n, node.Tuning{}, func(x *harness.Node, cfg *node.Config) {
+		if web[x.Name] == "" {
+			web[x.Name] = free(t)
+			server.TLS.Add(cfg.Listen)
+			server.Web.Add(web[x.Name])
+		}
+		cfg.Access.TLS, cfg.Access.PublicNames, cfg.Access.HTTPListen = "acme", names, web[x.Name]
+		cfg.Access.ACMEDirectory, cfg.Access.ACMECAFile, cfg.Access.ACMEEmail = server.Directory, server.CAFile, "ops@example.org"
+	})
+}
+
+// free is an address that nobody listens on.
+func free(t *testing.T) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server.TLS.To(n.Address())
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	defer func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
+	defer func() { _ = lis.Close() }()
+	return lis.Addr().String()
+}
+
+// shown is the certificate that a node shows to a client that trusts the server's, or why the client takes it for none.
+func shown(server *Server, x *harness.Node, name string) (*x509.Certificate, error) {
+	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: &tls.Config{ServerName: name, RootCAs: server.Roots}}
+	c, err := dialer.Dial("tcp", x.Address())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	return c.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
+}
+
+// issued waits until the nodes show the same good certificate for the name.
+func issued(t *testing.T, c *harness.Cluster, server *Server, name string, nodes ...*harness.Node) *x509.Certificate {
+	t.Helper()
+	var all []*x509.Certificate
+	c.Eventually("all nodes show the certificate of "+name, func() bool {
+		all = nil
+		for _, x := range nodes {
+			leaf, err := shown(server, x, name)
+			if err != nil {
+				return false
+			}
+			all = append(all, leaf)
 		}
-	}()
-	deadline := time.After(time.Minute)
-	for {
-		c, err := tls.Dial("tcp", n.Address(), &tls.Config{ServerName: host, RootCAs: server.Roots})
-		if err == nil {
-			_ = c.Close()
-			return
-		}
-		select {
-		case <-deadline:
-			t.Fatal(err)
-		case <-time.After(100 * time.Millisecond):
+		return !slices.ContainsFunc(all, func(leaf *x509.Certificate) bool { return !leaf.Equal(all[0]) })
+	})
+	return all[0]
+}
+
+// noKeys sees to it that no node has written a key into its log.
+func noKeys(t *testing.T, c *harness.Cluster) {
+	t.Helper()
+	for _, x := range c.Nodes {
+		if x.Logged("PRIVATE KEY") > 0 || x.Logged("BEGIN") > 0 {
+			t.Errorf("%s logs keys", x.Name)
 		}
 	}
+}
+
+// One order for each name serves all nodes. The server asks each of them, so that two of three answer for an order that
+// another has made.
+func TestOneOrderForAllNodes(t *testing.T) {
+	t.Parallel()
+	server := Start(t, time.Hour)
+	c := start(t, server, 3, host, mirror)
+	for _, name := range []string{host, mirror} {
+		issued(t, c, server, name, c.Nodes...)
+	}
+	if n := server.Orders(); n != 2 {
+		t.Errorf("%d orders for two names", n)
+	}
+	asked := server.TLS.Used()
+	for _, x := range c.Nodes {
+		if !slices.Contains(asked, x.Address()) {
+			t.Errorf("%s was not asked: %v", x.Name, asked)
+		}
+		if err := x.CertificateFault(); err != nil {
+			t.Errorf("%s: %v", x.Name, err)
+		}
+	}
+	if len(server.Web.Used()) != 0 {
+		t.Error("the server had to ask by HTTP")
+	}
+	// Another name gets nothing, and nobody is asked for a certificate for it.
+	for _, name := range []string{"evil.example.org", "org", "registry.example.org.evil.net"} {
+		if _, err := shown(server, c.Nodes[0], name); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := shown(server, c.Nodes[0], "REGISTRY.example.org"); err != nil {
+		t.Errorf("in capitals: %v", err)
+	}
+	if n := server.Orders(); n != 2 {
+		t.Errorf("%d orders after other names", n)
+	}
+	// By an address a client sees the certificate of the first name.
+	conn, err := tls.Dial("tcp", c.Nodes[1].Address(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.ConnectionState().PeerCertificates[0].VerifyHostname(host); err != nil {
+		t.Error(err)
+	}
+	noKeys(t, c)
+}
+
+// Where port 443 leads elsewhere the server asks by HTTP, and again any node answers.
+func TestServerAsksByHTTP(t *testing.T) {
+	t.Parallel()
+	server := Start(t, time.Hour)
+	elsewhere := free(t)
+	server.TLS.Add(elsewhere)
+	c := start(t, server, 3, host)
+	server.TLS.To(elsewhere)
+	issued(t, c, server, host, c.Nodes...)
+	for _, x := range c.Nodes {
+		if !slices.Contains(server.Web.Used(), x.HTTPAddress()) {
+			t.Errorf("%s was not asked: %v", x.Name, server.Web.Used())
+		}
+	}
+	resp, err := http.Get("http://" + c.Nodes[0].HTTPAddress() + "/.well-known/acme-challenge/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusNotFound {
+		t.Errorf("a question that nobody has: %s", resp.Status)
+	}
+}
+
+// A node needs neither the server nor a quorum to serve with the certificate that there is.
+func TestServesWithoutServerAndQuorum(t *testing.T) {
+	t.Parallel()
+	server := Start(t, time.Hour)
+	c := start(t, server, 3, host)
+	before := issued(t, c, server, host, c.Nodes...)
+	server.Away(true)
+	for _, x := range c.Nodes {
+		x.Stop()
+	}
+	alone := c.Nodes[2]
+	alone.Start()
+	after := issued(t, c, server, host, alone)
+	if !after.Equal(before) || server.Orders() != 1 {
+		t.Errorf("another certificate, after %d orders", server.Orders())
+	}
+	// Nobody is at an order. What a stranger asks as if it were the server is answered, with a refusal, after the wait for a quorum.
+	_, err := tls.Dial("tcp", alone.Address(), &tls.Config{ServerName: host, NextProtos: []string{"acme-tls/1"}, InsecureSkipVerify: true})
+	if err == nil {
+		t.Error("there is an answer to no question")
+	}
+	for _, x := range c.Nodes[:2] {
+		x.Start()
+	}
+	c.WaitReady()
+}
+
+// A node without a certificate runs, and says what is wrong to whoever asks it; when it starts again it tries at once.
+func TestWithoutACertificate(t *testing.T) {
+	t.Parallel()
+	server := Start(t, time.Hour)
+	server.Away(true)
+	c := start(t, server, 1, host)
+	x := c.Nodes[0]
+	c.Eventually("the failure shows", func() bool {
+		fault := x.CertificateFault()
+		return fault != nil && strings.Contains(fault.Error(), "reach the server")
+	})
+	if x.Logged("got none from the ACME server") == 0 {
+		t.Error("the log doesn't say it")
+	}
+	_, err := shown(server, x, host)
+	var wrong x509.HostnameError
+	if !errors.As(err, &wrong) || !strings.Contains(err.Error(), "no-certificate-yet.see-the-log-of-pier.invalid") {
+		t.Errorf("a client hears: %v", err)
+	}
+	resp, err := http.Get("http://" + x.HTTPAddress() + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	x.Stop()
+	server.Away(false)
+	x.Start()
+	issued(t, c, server, host, x)
+	c.Eventually("the fault is gone", func() bool { return x.CertificateFault() == nil })
+}
+
+// Certificates are renewed under pushes and pulls, each over a connection of its own, and nobody notices.
+func TestRenewalUnderLoad(t *testing.T) {
+	t.Parallel()
+	server := Start(t, 30*time.Second)
+	c := start(t, server, 3, host)
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	note := func(leaf *x509.Certificate) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[leaf.SerialNumber.String()] = true
+	}
+	met := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(seen)
+	}
+	note(issued(t, c, server, host, c.Nodes...))
+	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+		ServerName: host, RootCAs: server.Roots, VerifyConnection: func(s tls.ConnectionState) error {
+			note(s.PeerCertificates[0])
+			return nil
+		},
+	}}}
+	requests := 0
+	for end := time.Now().Add(time.Minute); met() < 2; {
+		if time.Now().After(end) {
+			t.Fatalf("%d certificates within a minute", met())
+		}
+		x, y := c.Nodes[requests%3], c.Nodes[(requests+1)%3]
+		img := harness.NewImage("team/app", fmt.Sprintf("t%d", requests), 1000)
+		if err := x.Over(fresh).Push(img); err != nil {
+			t.Fatalf("push %d, after %d certificates: %v", requests, met(), err)
+		}
+		if err := y.Over(fresh).Pull(img); err != nil {
+			t.Fatalf("pull %d, after %d certificates: %v", requests, met(), err)
+		}
+		requests++
+	}
+	t.Logf("%d pushes and pulls met %d certificates; %d orders", requests, met(), server.Orders())
+	if server.Orders() > met()+1 {
+		t.Errorf("%d orders for %d certificates", server.Orders(), met())
+	}
+	noKeys(t, c)
 }

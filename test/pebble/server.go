@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -109,6 +110,15 @@ func (p *Passage) To(addresses ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ends, p.used = addresses, nil
+}
+
+// Add is one more address to which connections go.
+func (p *Passage) Add(address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !slices.Contains(p.ends, address) {
+		p.ends = append(p.ends, address)
+	}
 }
 
 // Used gives where connections went since To.

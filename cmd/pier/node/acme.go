@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"pier/api"
 	"pier/api/acme"
 	"pier/fsm"
 )
@@ -57,7 +58,13 @@ func (s *acmeStore) Current(ctx context.Context, name string) ([]byte, uint64, e
 }
 
 func (s *acmeStore) Put(ctx context.Context, name string, body []byte, was uint64) (uint64, error) {
-	answer, err := s.node.instance().log.Propose(ctx, fsm.PutDocument{Document: fsm.Document{Kind: fsm.KindACME, Name: name, Body: body}, Was: was})
+	inst := s.node.instance()
+	select {
+	case <-inst.cluster.Ready():
+	default:
+		return 0, api.ErrStarting
+	}
+	answer, err := inst.log.Propose(ctx, fsm.PutDocument{Document: fsm.Document{Kind: fsm.KindACME, Name: name, Body: body}, Was: was})
 	if err != nil {
 		return 0, changed(err)
 	}

@@ -85,6 +85,14 @@ func (n *Node) encrypt() (err error) {
 	return nil
 }
 
+// CertificateFault is why the certificate that clients see isn't what it is to be; nil when it is.
+func (n *Node) CertificateFault() error {
+	if n.certs == nil {
+		return nil
+	}
+	return n.certs.Fault()
+}
+
 // hosts are the names and addresses in the certificate of this node: what it is told that clients use, and what it can
 // tell by itself.
 func (n *Node) hosts() []string {
