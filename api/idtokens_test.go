@@ -291,6 +291,11 @@ func TestJobsEnd(t *testing.T) {
 		}
 		x.begin()
 	}
+	// What changes a robot ends the tokens from before, as it does a user's; its jobs ask for others.
+	before := "Authorization: Bearer " + f.given(f.postToken(f.nodes[0], exchangeForm(token))).Token
+	f.want(f.order("/access/change", client.PrincipalChange{Name: "ci", Groups: &[]string{"bots"}}), 200, "")
+	f.want(f.doOn(f.nodes[1], "POST", "/v2/team/app/blobs/uploads/", nil, before), 401, codeUnauthorized)
+	f.want(f.doOn(f.nodes[1], "POST", "/v2/team/app/blobs/uploads/", nil, basicOf("ci", token)), 202, "")
 	// Whoever gets the name of a robot that is gone gets none of its jobs.
 	f.want(f.order("/access/remove", client.NameRequest{Name: "ci"}), 200, "")
 	f.robot("ci", "push:team/app")

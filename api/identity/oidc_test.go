@@ -27,7 +27,7 @@ import (
 // issuer is an OIDC server of the test. Its answers can be replaced, and it can be out of reach.
 type issuer struct {
 	*mockoidc.MockOIDC
-	t *testing.T
+	t testing.TB
 
 	mu     sync.RWMutex
 	down   bool
@@ -35,13 +35,13 @@ type issuer struct {
 	answer map[string]string // in place of its own, by path
 }
 
-func newIssuer(t *testing.T) *issuer {
+func newIssuer(t testing.TB) *issuer {
 	t.Helper()
 	return startIssuer(t, nil)
 }
 
 // startIssuer starts one with TLS, where there is a certificate.
-func startIssuer(t *testing.T, cfg *tls.Config) *issuer {
+func startIssuer(t testing.TB, cfg *tls.Config) *issuer {
 	t.Helper()
 	m, err := mockoidc.NewServer(nil)
 	if err == nil {
@@ -76,6 +76,10 @@ func (i *issuer) between(next http.Handler) http.Handler {
 		i.mu.Unlock()
 		if down {
 			panic(http.ErrAbortHandler)
+		}
+		if to, ok := strings.CutPrefix(answer, "redirect:"); ok {
+			http.Redirect(w, r, to, http.StatusFound)
+			return
 		}
 		if answer != "" {
 			_, _ = w.Write([]byte(answer))
@@ -220,6 +224,7 @@ func TestBadTokens(t *testing.T) {
 		"not yet valid":              i.token(now, jwt.MapClaims{"nbf": now.Add(2 * time.Minute).Unix()}),
 		"issued tomorrow":            i.token(now, jwt.MapClaims{"iat": now.Add(24 * time.Hour).Unix()}),
 		"another issuer":             i.token(now, jwt.MapClaims{"iss": "https://issuer.example"}),
+		"another under its fold":     i.token(now, jwt.MapClaims{"iss": "https://issuer.example", "i\u017fs": i.Issuer()}), // which encoding/json takes for iss
 		"no issuer":                  i.token(now, jwt.MapClaims{"iss": nil}),
 		"an issuer's list":           i.token(now, jwt.MapClaims{"iss": []string{i.Issuer()}}),
 		"alg none":                   forge(t, jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, id, i.claims(now, nil)),
@@ -248,6 +253,11 @@ func TestBadTokens(t *testing.T) {
 		} else if len(err.Error()) > 300 || text != "" && strings.Contains(err.Error(), text) {
 			t.Errorf("%s: the refusal is %.400q", name, err)
 		}
+	}
+	at.pass(askPause) // it could be asked again; but its key is known
+	forged := forge(t, jwt.SigningMethodRS256, other, id, i.claims(now, nil))
+	if _, err := issuers.Verify(t.Context(), Issuer{URL: i.Issuer()}, forged); !isRejected(err) {
+		t.Error(err)
 	}
 	if n := i.questions(); n != 1 {
 		t.Errorf("the issuer was asked %d times for its keys", n)
@@ -386,28 +396,44 @@ func TestIssuerDown(t *testing.T) {
 // What an issuer answers can be anything.
 func TestStrangeIssuers(t *testing.T) {
 	at := &clock{now: time.Now()}
-	for name, change := range map[string]func(i *issuer){
-		"not JSON":        func(i *issuer) { i.answer[mockoidc.DiscoveryEndpoint] = "<html>" },
-		"another issuer":  func(i *issuer) { i.answer[mockoidc.DiscoveryEndpoint] = `{"issuer":"https://issuer.example"}` },
-		"no keys":         func(i *issuer) { i.answer[mockoidc.JWKSEndpoint] = `{"keys":[]}` },
-		"a shared secret": func(i *issuer) { i.answer[mockoidc.JWKSEndpoint] = `{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}` },
-		"endless keys": func(i *issuer) {
-			i.answer[mockoidc.JWKSEndpoint] = `{"keys":[` + strings.Repeat(" ", 2*maxAnswer) + `]}`
-		},
-		"keys without TLS": func(i *issuer) {
-			i.answer[mockoidc.DiscoveryEndpoint] = `{"issuer":"` + i.Issuer() + `","jwks_uri":"http://keys.example/"}`
-		},
-		"keys in a file": func(i *issuer) {
-			i.answer[mockoidc.DiscoveryEndpoint] = `{"issuer":"` + i.Issuer() + `","jwks_uri":"file:///etc/passwd"}`
-		},
+	discovery, keys := mockoidc.DiscoveryEndpoint, mockoidc.JWKSEndpoint
+	for name, x := range map[string]struct {
+		path, answer, want string
+	}{
+		"not JSON":          {discovery, "<html>", "decode"},
+		"another issuer":    {discovery, `{"issuer":"https://issuer.example"}`, "issuer.example"},
+		"no keys":           {keys, `{"keys":[]}`, "none that a token"},
+		"a shared secret":   {keys, `{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}`, "none that a token"},
+		"endless keys":      {keys, `OWN` + strings.Repeat(" ", 2*maxAnswer) + `}`, "EOF"},
+		"keys without TLS":  {discovery, `{"issuer":"ISSUER","jwks_uri":"http://keys.example/"}`, "without TLS"},
+		"keys in a file":    {discovery, `{"issuer":"ISSUER","jwks_uri":"file:///etc/passwd"}`, "without TLS"},
+		"keys somewhere":    {keys, "redirect:/elsewhere", "redirects"},
+		"itself somewhere":  {discovery, "redirect:http://127.0.0.1:1/", "redirects"},
+		"another machine's": {discovery, `{"issuer":"ISSUER","jwks_uri":"http://127.0.0.1.evil.example/"}`, "without TLS"},
 	} {
 		i := newIssuer(t)
-		change(i)
-		text := i.token(at.Now(), nil)
-		_, err := NewIssuers(at.Now).Verify(t.Context(), Issuer{URL: i.Issuer()}, text)
-		if !isUnreachable(err) || len(err.Error()) > 500 {
+		own, err := i.Keypair.JWKS()
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.answer[x.path] = strings.NewReplacer("ISSUER", i.Issuer(), "OWN", strings.TrimSuffix(string(own), "}")).Replace(x.answer)
+		_, err = NewIssuers(at.Now).Verify(t.Context(), Issuer{URL: i.Issuer()}, i.token(at.Now(), nil))
+		if !isUnreachable(err) || !strings.Contains(err.Error(), x.want) || len(err.Error()) > 500 {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A key is good for the algorithm that its issuer says it is for.
+func TestKeyOfAnotherAlgorithm(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	own, err := i.Keypair.JWKS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.answer[mockoidc.JWKSEndpoint] = strings.Replace(string(own), `"RS256"`, `"RS512"`, 1)
+	if _, err := NewIssuers(at.Now).Verify(t.Context(), Issuer{URL: i.Issuer()}, i.token(at.Now(), nil)); !isRejected(err) {
+		t.Error(err)
 	}
 }
 
