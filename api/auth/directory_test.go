@@ -2,6 +2,8 @@ package auth
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -172,23 +174,65 @@ func slowGlob(p, s string) bool {
 	return s != "" && p[0] == s[0] && slowGlob(p[1:], s[1:])
 }
 
-// BenchmarkDecide is one decision among 10,000 grants of 1,000 users, allocations included.
-func BenchmarkDecide(b *testing.B) {
-	var grants []Grant
+// population is 1,000 users with their grants, and a group that all of them are in.
+func population(grants int, pattern func(i int) Grant) *Directory {
 	var principals []Principal
 	for u := range 1000 {
-		name := fmt.Sprintf("user%d", u)
-		principals = append(principals, Principal{Name: name, Kind: KindUser, Groups: []string{"dev", "ops"}})
-		for g := range 10 {
-			grants = append(grants, Grant{name, Push, fmt.Sprintf("team%d/**/app-%d*", u, g)})
+		principals = append(principals, Principal{Name: fmt.Sprintf("user%d", u), Kind: KindUser, Groups: []string{"dev", "ops"}})
+	}
+	var all []Grant
+	for i := range grants {
+		all = append(all, pattern(i))
+	}
+	return NewDirectory(true, principals, all)
+}
+
+// populations are grants that decide for user5 in team5/a/b/c/app-5x: each user's own, or all of one group's, which is what
+// there is most to look at.
+var populations = map[string]func(i int) Grant{
+	"own": func(i int) Grant {
+		return Grant{fmt.Sprintf("user%d", i%1000), Push, fmt.Sprintf("team%d/**/app-%d*", i%1000, i)}
+	},
+	"group":       func(i int) Grant { return Grant{"group:ops", Push, fmt.Sprintf("team%d/**/app-%d*", i, i)} },
+	"group-names": func(i int) Grant { return Grant{"group:ops", Push, fmt.Sprintf("team5/**/app-%dx", i)} },
+	"group-globs": func(i int) Grant { return Grant{"group:ops", Push, fmt.Sprintf("team5/**/app-%d*", i)} },
+}
+
+// BenchmarkDecide is one decision that lets in and one that refuses, among grants of 1,000 users, allocations included. Neither
+// may grow with the number of grants.
+func BenchmarkDecide(b *testing.B) {
+	for _, kind := range slices.Sorted(maps.Keys(populations)) {
+		for _, grants := range []int{10, 1000, 10_000} {
+			d := population(grants, populations[kind])
+			c, _ := d.Active("user5", time.Now())
+			for repo, want := range map[string]bool{"team5/a/b/c/app-5x": true, "team5/a/b/c/other": false} {
+				b.Run(fmt.Sprintf("%s/%d/%v", kind, grants, want), func(b *testing.B) {
+					b.ReportAllocs()
+					for b.Loop() {
+						if _, ok := d.Decide(c, Pull, repo); ok != want {
+							b.Fatal(ok)
+						}
+					}
+				})
+			}
 		}
 	}
-	d := NewDirectory(true, principals, grants)
-	c, _ := d.Active("user500", time.Now())
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, ok := d.Decide(c, Pull, "team500/a/b/c/app-9x"); !ok {
-			b.Fatal("refused")
+}
+
+// A decision needs no memory, however many grants there are.
+func TestDecidingAllocatesNothing(t *testing.T) {
+	for kind, pattern := range populations {
+		d := population(10_000, pattern)
+		c, _ := d.Active("user5", time.Now())
+		if n := testing.AllocsPerRun(100, func() { d.Decide(c, Pull, "team5/a/b/c/app-5x") }); n != 0 {
+			t.Errorf("%s: %v allocations", kind, n)
 		}
+	}
+}
+
+// BenchmarkDirectory is what a node does once when something about users and grants has changed.
+func BenchmarkDirectory(b *testing.B) {
+	for b.Loop() {
+		population(10_000, populations["own"])
 	}
 }

@@ -10,9 +10,10 @@ import (
 type patterns struct {
 	grants []Grant // that end here
 	exact  map[string]*patterns
-	globs  []glob    // segments with a * in them
-	deep   *patterns // what follows a **
-	loops  bool      // this is what follows a **, which takes any segment
+	globs  map[string][]glob // segments with a * in them, by what stands before the first one
+	head   int               // the longest of that
+	deep   *patterns         // what follows a **
+	loops  bool              // this is what follows a **, which takes any segment
 }
 
 type glob struct {
@@ -36,12 +37,7 @@ func (p *patterns) child(segment string) *patterns {
 		}
 		return p.deep
 	case strings.Contains(segment, "*"):
-		i := slices.IndexFunc(p.globs, func(g glob) bool { return g.text == segment })
-		if i < 0 {
-			i = len(p.globs)
-			p.globs = append(p.globs, glob{segment, &patterns{}})
-		}
-		return p.globs[i].next
+		return p.glob(segment)
 	}
 	if p.exact == nil {
 		p.exact = make(map[string]*patterns)
@@ -54,44 +50,60 @@ func (p *patterns) child(segment string) *patterns {
 	return next
 }
 
-// front is the set of places in the tree that a name's segments have led to. The array keeps usual cases off the heap.
-type front struct {
-	places []*patterns
-	room   [16]*patterns
+func (p *patterns) glob(segment string) *patterns {
+	head, _, _ := strings.Cut(segment, "*")
+	alike := p.globs[head]
+	if i := slices.IndexFunc(alike, func(g glob) bool { return g.text == segment }); i >= 0 {
+		return alike[i].next
+	}
+	if p.globs == nil {
+		p.globs = make(map[string][]glob)
+	}
+	next := &patterns{}
+	p.globs[head] = append(alike, glob{segment, next})
+	p.head = max(p.head, len(head))
+	return next
 }
 
-func (f *front) add(p *patterns) {
-	if p != nil && !slices.Contains(f.places, p) {
-		f.places = append(f.places, p)
+// step adds the places to which a segment leads. Each place has one that leads there, so none comes twice.
+func (p *patterns) step(to []*patterns, segment string) []*patterns {
+	if p.loops {
+		to = append(to, p)
 	}
+	if next := p.exact[segment]; next != nil {
+		to = append(to, next)
+	}
+	if p.globs == nil {
+		return to
+	}
+	for i := range min(p.head, len(segment)) + 1 { // whoever has thousands of them is asked for the few that begin like this
+		for _, g := range p.globs[segment[:i]] {
+			if globMatches(g.text, segment) {
+				to = append(to, g.next)
+			}
+		}
+	}
+	return to
 }
 
 // match gives a grant of want on the repository. It follows all places at once, segment by segment: patterns that could be
 // followed in many ways cost no more than the places that there are.
 func (p *patterns) match(repo string, want Right) (Grant, bool) {
-	var a, b front
-	now, next := &a, &b
-	now.places = append(now.room[:0], p)
+	var a, b [16]*patterns // keep usual cases off the heap
+	now, next := append(a[:0], p), b[:0]
 	for rest, more := repo, true; more; {
 		var segment string
 		segment, rest, more = strings.Cut(rest, "/")
-		next.places = next.room[:0]
-		for i := 0; i < len(now.places); i++ { // it grows: a ** may stand for nothing
-			at := now.places[i]
-			now.add(at.deep)
-			if at.loops {
-				next.add(at)
+		next = next[:0]
+		for i := 0; i < len(now); i++ { // it grows: a ** may stand for nothing
+			if deep := now[i].deep; deep != nil && !slices.Contains(now, deep) {
+				now = append(now, deep)
 			}
-			next.add(at.exact[segment])
-			for _, g := range at.globs {
-				if globMatches(g.text, segment) {
-					next.add(g.next)
-				}
-			}
+			next = now[i].step(next, segment)
 		}
 		now, next = next, now
 	}
-	for _, at := range now.places {
+	for _, at := range now {
 		for _, g := range at.grants {
 			if g.Right.includes(want) {
 				return g, true
