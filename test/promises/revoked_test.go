@@ -39,13 +39,13 @@ type guarded struct {
 	root *someone
 }
 
-func startGuarded(t *testing.T, tune node.Tuning) *guarded {
+func startGuarded(t testing.TB, tune node.Tuning) *guarded {
 	t.Helper()
 	return closeDoor(t, harness.StartTuned(t, 3, tune), nil)
 }
 
 // closeDoor makes the first user, root, and an image. The CA, PEM, is what the nodes' certificates come from.
-func closeDoor(t *testing.T, c *harness.Cluster, ca []byte) *guarded {
+func closeDoor(t testing.TB, c *harness.Cluster, ca []byte) *guarded {
 	t.Helper()
 	g := &guarded{Cluster: c, img: harness.NewImage("team/app", "1", 100<<10)}
 	if ca != nil {
