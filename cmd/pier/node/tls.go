@@ -181,7 +181,8 @@ func (n *Node) firstUser(ctx context.Context, inst *instance, log api.Log) error
 	for {
 		err := n.makeFirst(ctx, inst.state, log)
 		var again *api.Unavailable
-		if !errors.As(err, &again) || ctx.Err() != nil {
+		// A cluster that has just formed doesn't know yet what all of its nodes understand.
+		if !errors.As(err, &again) && !errors.Is(err, fsm.ErrLevel) || ctx.Err() != nil {
 			return err
 		}
 		select {
