@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -97,11 +98,18 @@ func runAll(ctx context.Context, s suite, o options) error {
 		}
 		o.binary = binary
 	}
-	var faults []error
-	for _, name := range o.scenarios {
-		if err := runScenario(ctx, s, o, name); err != nil {
-			faults = append(faults, fmt.Errorf("scenario %s: %w", name, err))
+	faults := make([]error, len(o.scenarios)+1)
+	var group sync.WaitGroup
+	for i, name := range o.scenarios {
+		if name == "kill" {
+			continue
 		}
+		group.Go(func() { faults[i] = runScenario(ctx, s, o, name) })
+	}
+	group.Wait()
+	// Alone: how soon somebody else leads is a matter of seconds, which others would take.
+	if slices.Contains(o.scenarios, "kill") {
+		faults[len(o.scenarios)] = runScenario(ctx, s, o, "kill")
 	}
 	return errors.Join(faults...)
 }

@@ -19,6 +19,11 @@ import (
 
 // runScenario starts a cluster of its own, runs the suite against it and stops the cluster.
 func runScenario(ctx context.Context, s suite, o options, name string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("scenario %s: %w", name, err)
+		}
+	}()
 	dir := filepath.Join(s.run, "data-"+name)
 	nodes := 3
 	if name == "one" {
@@ -35,21 +40,21 @@ func runScenario(ctx context.Context, s suite, o options, name string) (err erro
 	case "one":
 		return runVersions(ctx, s, o, name, strings.TrimPrefix(cluster.Nodes[0].URL, "http://"))
 	case "three":
-		return behind(ctx, proxy.Config{Backends: cluster.URLs()}, nil, func(ctx context.Context, _ *proxy.Proxy, address string) error {
+		return behind(ctx, name, proxy.Config{Backends: cluster.URLs()}, nil, func(ctx context.Context, _ *proxy.Proxy, address string) error {
 			return runVersions(ctx, s, o, name, address)
 		})
 	case "secure":
 		return secured(ctx, s, o, cluster, dir)
 	default:
 		cfg := proxy.Config{Backends: cluster.URLs(), Retry: 30 * time.Second}
-		return behind(ctx, cfg, nil, func(ctx context.Context, p *proxy.Proxy, address string) error {
+		return behind(ctx, name, cfg, nil, func(ctx context.Context, p *proxy.Proxy, address string) error {
 			return underKills(ctx, s, o, killed{cluster: cluster, proxy: p, address: address})
 		})
 	}
 }
 
 // behind serves a proxy on a free port of 127.0.0.1 while f runs, by HTTPS where it has a certificate.
-func behind(ctx context.Context, cfg proxy.Config, cert *tls.Certificate, f func(context.Context, *proxy.Proxy, string) error) error {
+func behind(ctx context.Context, name string, cfg proxy.Config, cert *tls.Certificate, f func(context.Context, *proxy.Proxy, string) error) error {
 	p, err := proxy.New(cfg)
 	if err != nil {
 		return err
@@ -77,8 +82,8 @@ func behind(ctx context.Context, cfg proxy.Config, cert *tls.Certificate, f func
 	})
 	err = group.Wait()
 	stats := p.Stats()
-	fmt.Printf("       proxy: %d requests, %v by node, %d retries, %d failed; the slowest took %.1f s: %s\n",
-		stats.Requests, stats.Backend, stats.Retries, stats.Failed, stats.Slowest.Seconds(), stats.Slow)
+	fmt.Printf("%-6s proxy: %d requests, %v by node, %d retries, %d failed; the slowest took %.1f s: %s\n",
+		name, stats.Requests, stats.Backend, stats.Retries, stats.Failed, stats.Slowest.Seconds(), stats.Slow)
 	if stats.Failed > 0 {
 		err = errors.Join(err, fmt.Errorf("%d requests got no answer of any node", stats.Failed))
 	}

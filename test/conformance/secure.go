@@ -46,7 +46,7 @@ func secured(ctx context.Context, s suite, o options, c *process.Cluster, dir st
 	if err := os.WriteFile(ca, authority.PEM(), 0o600); err != nil {
 		return fmt.Errorf("keep the proxy's authority: %w", err)
 	}
-	return behind(ctx, proxy.Config{Backends: c.URLs(), Roots: roots}, cert, func(ctx context.Context, p *proxy.Proxy, address string) error {
+	return behind(ctx, "secure", proxy.Config{Backends: c.URLs(), Roots: roots}, cert, func(ctx context.Context, p *proxy.Proxy, address string) error {
 		return errors.Join(
 			runVersions(ctx, s, o, "secure", address, "OCI_TLS=enabled", "OCI_USERNAME="+secureUser, "OCI_PASSWORD="+securePassword, "SSL_CERT_FILE="+ca),
 			closed(p))

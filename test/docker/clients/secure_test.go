@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestSecure is "Secure it" of the README as it is typed, on three machines and a client that is none of them, and then what
@@ -83,16 +82,18 @@ func robot(t *testing.T) {
 	refusedWith(t, env, "robot, another repository", "ci has no right to push on team/other", "docker", "push", names()[2]+"/team/other:1")
 }
 
-// disabled ends alice's tokens and her password everywhere within a second, and the audit log has it all.
+// disabled ends alice's tokens and her password everywhere, and the audit log has it all.
 func disabled(t *testing.T) {
 	must := must(t)
 	follow := follower(t)
 	must(on("node1", "pier", "user", "disable", "alice"))
-	since := time.Now()
+	eventually(t, "node2 refuses alice's token", func() error { // test/promises says how soon
+		if out, err := attempt("/", nil, "", "docker", "pull", names()[1]+"/team/app:1"); err == nil {
+			return &missing{out}
+		}
+		return nil
+	})
 	refused(t, "docker, disabled user pulls", "unauthorized", "docker", "pull", names()[1]+"/team/app:1")
-	if took := time.Since(since); took > 2*time.Second { // the program's own time is in it
-		t.Errorf("the token was refused after %v", took)
-	}
 	refused(t, "docker, disabled user logs in", "unauthorized: unknown user or wrong password",
 		"sh", "-c", "printf '%s' '"+alicePassword+"' | docker login -u alice --password-stdin "+names()[2])
 	for _, line := range []string{`node1 +operator .* 200 +POST /api/v1/access/change alice disabled=true`, `node3 .* 401 +GET token`} {
