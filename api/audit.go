@@ -180,7 +180,7 @@ func (a *API) audited(x *exchange, r *http.Request) {
 		return
 	}
 	l := client.AuditLine{
-		Time: time.Now().UTC(), Node: a.cfg.Name, Principal: x.caller.Name, Kind: string(x.caller.Kind), Address: a.access.source(r), Request: x.id,
+		Time: time.Now().UTC(), Node: a.cfg.Name, Principal: x.caller.Name, Kind: string(x.caller.Kind), Provider: x.caller.Provider, Address: a.access.source(r), Request: x.id,
 		Action: method + " " + x.route, Repository: string(x.rt.repo), Reference: string(x.rt.tag), Target: x.target, Status: x.status,
 	}
 	if x.rt.digest != "" {

@@ -234,7 +234,7 @@ func (a *API) revokeGrant(r *http.Request, in client.Grant) (any, error) {
 	return struct{}{}, err
 }
 
-func (a *API) explainAccess(_ *http.Request, in client.ExplainRequest) (any, error) {
+func (a *API) explainAccess(r *http.Request, in client.ExplainRequest) (any, error) {
 	right, err := auth.ParseRight(in.Right)
 	if err != nil {
 		return nil, invalid(err)
@@ -250,7 +250,9 @@ func (a *API) explainAccess(_ *http.Request, in client.ExplainRequest) (any, err
 	c := auth.Anybody()
 	if in.Subject != auth.Anonymous {
 		var ok bool
-		if c, ok = d.Active(in.Subject, a.access.cfg.Now()); !ok {
+		if c, ok, err = a.subject(r.Context(), d, in.Subject); err != nil {
+			return nil, err
+		} else if !ok {
 			return client.Explanation{Reason: in.Subject + " is unknown, disabled or has expired"}, nil
 		}
 	}

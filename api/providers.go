@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -94,4 +95,21 @@ func (a *API) addOutsider(r *http.Request, in client.UserRequest) (any, error) {
 		return nil, invalid(fmt.Errorf("there is no provider %.80q; `pier provider ls` shows them", in.Provider))
 	}
 	return a.putUser(r, fsm.Principal{Name: in.Name, Groups: in.Groups, Provider: in.Provider})
+}
+
+// subject is the caller that a name would be: one of ours, or whom a directory knows.
+func (a *API) subject(ctx context.Context, d *auth.Directory, name string) (auth.Caller, bool, error) {
+	if _, ours := d.Find(name); ours || auth.CheckName(name) != nil {
+		c, ok := d.Active(name, a.access.cfg.Now())
+		return c, ok, nil
+	}
+	c, err := a.access.people.Find(ctx, name)
+	switch {
+	case errors.Is(err, auth.ErrWrongLogin):
+		return c, false, nil
+	case err != nil:
+		return c, false, a.access.explain(err)
+	}
+	c, ok := d.Vouched(c, a.access.cfg.Now())
+	return c, ok, nil
 }

@@ -120,10 +120,13 @@ func (l *Logins) Again(ctx context.Context, d *Directory, c Caller, source strin
 
 // evenOut lets a wrong login end at a whole multiple of the time, counted from its begin. No place in a line is held for it.
 func (l *Logins) evenOut(ctx context.Context, began time.Time) {
-	t := time.NewTimer(l.even - time.Since(began)%l.even)
+	t := time.NewTimer(evenWait(time.Since(began), l.even))
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-ctx.Done():
 	}
 }
+
+// evenWait is what is missing to the next multiple.
+func evenWait(took, even time.Duration) time.Duration { return even - took%even }

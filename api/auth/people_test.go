@@ -223,7 +223,7 @@ func TestAProviderThatHangs(t *testing.T) {
 	}
 }
 
-// Unknown here, unknown there, wrong here, wrong there: all take the same time.
+// Unknown here, unknown there, wrong here, wrong there: all end at a whole multiple of the same time.
 func TestWrongLoginsEndTogether(t *testing.T) {
 	l, _, _ := withBook(t, "alice:right one")
 	l.even = 200 * time.Millisecond
@@ -235,8 +235,13 @@ func TestWrongLoginsEndTogether(t *testing.T) {
 		if _, err := l.Login(t.Context(), d, name, "wrong", "x"); !errors.Is(err, ErrWrongLogin) {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took < l.even || took%l.even > l.even/2 {
+		if took := time.Since(began); took < l.even {
 			t.Errorf("%s: answered after %s", name, took)
+		}
+	}
+	for took, want := range map[time.Duration]time.Duration{0: 500, 1: 499, 499: 1, 500: 500, 501: 499, 1200: 300} {
+		if got := evenWait(took, 500); got != want {
+			t.Errorf("after %d: another %d, want %d", took, got, want)
 		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)

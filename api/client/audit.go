@@ -17,6 +17,7 @@ type AuditLine struct {
 	Principal  string    `json:"principal"`
 	Claimed    string    `json:"claimed,omitempty"`
 	Kind       string    `json:"kind"`
+	Provider   string    `json:"provider,omitempty"` // who vouches for the principal, where the cluster itself doesn't
 	Address    string    `json:"address"`
 	Request    string    `json:"request"`
 	Action     string    `json:"action"`

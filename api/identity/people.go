@@ -74,11 +74,20 @@ func (p *People) places(name string) []place {
 // Check gives whose the password is: at one provider, or for an empty one at the first that knows the name. Where an earlier
 // one doesn't answer no later one is asked: it is not for a failure to say who somebody is. It is an auth.People's.
 func (p *People) Check(ctx context.Context, provider, name, password string) (auth.Caller, error) {
+	return p.first(ctx, provider, question{user: name, password: password})
+}
+
+// Find gives who a name would be, and by which groups, without a password.
+func (p *People) Find(ctx context.Context, name string) (auth.Caller, error) {
+	return p.first(ctx, "", question{user: name, lookUp: true})
+}
+
+func (p *People) first(ctx context.Context, provider string, q question) (auth.Caller, error) {
 	for _, l := range p.places(provider) {
 		if l.directory == nil {
 			continue
 		}
-		c, err := l.ask(ctx, question{user: name, password: password})
+		c, err := l.ask(ctx, q)
 		var r *refusal
 		if errors.As(err, &r) && r.unknown {
 			continue

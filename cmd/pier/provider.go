@@ -227,6 +227,9 @@ func (o *providerOptions) newTestProvider() *cobra.Command {
 		Example: "  pier provider test corp --user alice\n  pier provider test corp --user alice --look-up",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t.Name = args[0]
+			if t.User == "" {
+				return &exitError{exitUsage, "say with --user who is to log in"}
+			}
 			if !t.LookUp {
 				var err error
 				if t.Password, err = o.password(cmd, "Password: "); err != nil {
@@ -242,7 +245,6 @@ func (o *providerOptions) newTestProvider() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&t.User, "user", "", "who logs in")
 	cmd.Flags().BoolVar(&t.LookUp, "look-up", false, "only look the user up, without a password")
-	_ = cmd.MarkFlagRequired("user")
 	o.addStdin(cmd)
 	return cmd
 }
