@@ -93,6 +93,6 @@ func isHostname(host string) bool {
 
 // PlainRefusal is the whole answer to a client that speaks HTTP where HTTPS is spoken.
 func PlainRefusal() []byte {
-	body := `{"errors":[{"code":"` + codeUnsupported + `","message":"this port speaks HTTPS, and the request came by HTTP; use https:// (docker: take it out of insecure-registries)"}]}` + "\n"
+	body := `{"errors":[{"code":"` + codeUnsupported + `","message":"this port speaks HTTPS, and the request came by HTTP; use https://"}]}` + "\n"
 	return []byte("HTTP/1.0 426 Upgrade Required\r\nUpgrade: TLS/1.2, HTTP/1.1\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n" + body)
 }

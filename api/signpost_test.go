@@ -12,7 +12,9 @@ import (
 func signpost(publicURL, port string) Signpost {
 	return Signpost{
 		PublicURL: publicURL, Port: port,
-		Covers: func(host string) bool { return host == "registry.lan" || host == "192.0.2.7" || host == "2001:db8::1" },
+		Covers: func(host string) bool {
+			return strings.HasSuffix(host, ".lan") || host == "192.0.2.7" || host == "2001:db8::1"
+		},
 		Challenge: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, "answer to "+r.Host)
 		}),
@@ -34,6 +36,8 @@ func TestSignpostSendsBrowsersHome(t *testing.T) {
 		{"", "5000", "/", "registry.lan@evil.example", ""},
 		{"", "5000", "/", "evil.example#registry.lan", ""},
 		{"", "5000", "/", "registry.lan:80:80", ""},
+		{"", "5000", "/", "evil.example/.lan", ""},
+		{"", "5000", "/", "evil.example?.lan", ""},
 		{"", "5000", "/", "[2001:db8::1%25eth0]", ""},
 		{"", "5000", "/", "registry.lan\\@evil.example", ""},
 		{"", "5000", "/", "", ""},

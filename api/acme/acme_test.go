@@ -12,7 +12,6 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -243,12 +242,14 @@ func TestAnswersAreCurrent(t *testing.T) {
 	if code, text := ask(ChallengePath+"old", host); code != 200 || text != "old answer" {
 		t.Errorf("what is here: %d %s", code, text)
 	}
+	was := store.docs[k.docs.order(host)]
 	store.late[k.docs.order(host)] = kept{body, 1 << 20}
 	proof, err := k.proof(t.Context(), host)
 	want, _ := fresh.parse(host)
 	if err != nil || !proof.Leaf.Equal(want.Leaf) {
 		t.Errorf("an old proof (%v)", err)
 	}
+	store.docs[k.docs.order(host)] = was
 	if code, text := ask(ChallengePath+"fresh", strings.ToUpper(host)+":80"); code != 200 || text != "fresh answer" {
 		t.Errorf("what just came: %d %s", code, text)
 	}
@@ -302,26 +303,36 @@ func TestDamagedDocuments(t *testing.T) {
 	}
 }
 
+// behind is a store that doesn't show yet what another node has just written.
+type behind struct {
+	*memory
+	looked bool
+}
+
+func (b *behind) Current(ctx context.Context, name string) ([]byte, uint64, error) {
+	if !b.looked {
+		b.looked = true
+		return nil, 0, nil
+	}
+	return b.memory.Current(ctx, name)
+}
+
 // Nodes that begin together end up with one account, and nodes with different servers share nothing.
 func TestOneAccount(t *testing.T) {
 	store := newStore()
-	var group sync.WaitGroup
-	keys := make([]*ecdsa.PublicKey, 8)
-	for i := range keys {
-		group.Go(func() {
-			key, err := newKeeper(t, store, strconv.Itoa(i)).accountKey(context.Background())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			keys[i] = key.Public().(*ecdsa.PublicKey)
-		})
+	first, err := newKeeper(t, store, "a").accountKey(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	group.Wait()
-	for _, key := range keys {
-		if !key.Equal(keys[0]) {
-			t.Error("two accounts")
+	for _, s := range []Store{store, &behind{memory: store}} {
+		again, err := newKeeper(t, s, "b").accountKey(t.Context())
+		if err != nil || !again.Public().(*ecdsa.PublicKey).Equal(first.Public()) {
+			t.Errorf("two accounts (%v)", err)
 		}
+	}
+	here, there := namesOf(directory), namesOf(directory+"2")
+	if here.account() == there.account() || here.order(host) == there.order(host) {
+		t.Error("two servers share an account or an order")
 	}
 	if namesOf(directory).certificate(host) == namesOf(directory+"2").certificate(host) {
 		t.Error("a test server's certificate is taken for the other's")
