@@ -3,11 +3,12 @@ package auth
 import (
 	"crypto/cipher"
 	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,7 +39,26 @@ type Keys struct {
 	seals    []cipher.AEAD
 
 	mu   sync.Mutex
-	seen map[[sha256.Size]byte]*claims // verified before: a client shows the same token with each request
+	seen map[uint64]shown // a client shows the same token with each request
+	hash maphash.Seed
+}
+
+// shown is a token that was looked at before.
+type shown struct {
+	text, service string
+	claims        *claims
+}
+
+// is compares in the same time whatever the two share.
+func (v shown) is(text, service string) bool {
+	if v.claims == nil || len(v.text) != len(text) || v.service != service {
+		return false
+	}
+	var differ byte
+	for i := range len(text) {
+		differ |= v.text[i] ^ text[i]
+	}
+	return differ == 0
 }
 
 // maxSeen bounds the verified tokens that are kept, and maxKept the size of each: usual ones have less than a kilobyte.
@@ -52,7 +72,7 @@ func NewKeys(seeds [][]byte) (*Keys, error) {
 	if len(seeds) == 0 {
 		return nil, errors.New("there is no key to sign tokens with")
 	}
-	k := &Keys{verifies: make(map[string]ed25519.PublicKey, len(seeds)), seen: make(map[[sha256.Size]byte]*claims)}
+	k := &Keys{verifies: make(map[string]ed25519.PublicKey, len(seeds)), seen: make(map[uint64]shown), hash: maphash.MakeSeed()}
 	for _, seed := range seeds {
 		if len(seed) != ed25519.SeedSize {
 			return nil, fmt.Errorf("a token key's seed has %d bytes, not %d", len(seed), ed25519.SeedSize)
@@ -118,11 +138,13 @@ func (k *Keys) issue(c Caller, service string, cl claims, now time.Time, life ti
 		cl.Provider, cl.ProviderGeneration, cl.Groups = c.Provider, c.ProviderGeneration, boundGroups(c.Groups)
 	}
 	cl.RegisteredClaims = jwt.RegisteredClaims{
-		Issuer: issuer, Subject: c.Name, Audience: jwt.ClaimStrings{service}, ID: rand.Text(),
-		IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(t.Expiry),
+		Issuer: issuer, Subject: c.Name, Audience: jwt.ClaimStrings{service},
+		NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(t.Expiry),
 	}
 	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, &cl)
+	// Clients send it with every request: nothing is in it that nobody looks at.
 	token.Header["kid"] = k.signID
+	delete(token.Header, "typ")
 	var err error
 	t.Text, err = token.SignedString(k.sign)
 	return t, err
@@ -161,17 +183,18 @@ func (k *Keys) verify(text, service, use string, now time.Time) (*claims, error)
 	if len(text) > maxToken {
 		return nil, ErrTokenInvalid
 	}
-	sum := sha256.Sum256([]byte(service + "\x00" + text))
+	at := maphash.String(k.hash, text)
 	k.mu.Lock()
-	cl := k.seen[sum]
+	known := k.seen[at]
 	k.mu.Unlock()
-	if cl == nil {
+	cl := known.claims
+	if !known.is(text, service) {
 		var err error
 		if cl, err = k.parse(text, service, now); err != nil {
 			return nil, err
 		}
 		if len(text) <= maxKept {
-			k.keep(sum, cl)
+			k.keep(at, shown{strings.Clone(text), service, cl})
 		}
 	}
 	switch {
@@ -199,13 +222,13 @@ func (k *Keys) parse(text, service string, now time.Time) (*claims, error) {
 	return &cl, nil
 }
 
-func (k *Keys) keep(sum [sha256.Size]byte, cl *claims) {
+func (k *Keys) keep(at uint64, v shown) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.seen) >= maxSeen {
 		clear(k.seen) // all are verified again within one request each; nothing cleverer is needed
 	}
-	k.seen[sum] = cl
+	k.seen[at] = v
 }
 
 func (k *Keys) find(t *jwt.Token) (any, error) {
