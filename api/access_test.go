@@ -134,47 +134,6 @@ func TestEveryEndpointSaysWhatItNeeds(t *testing.T) {
 	}
 }
 
-// Actor × endpoint × repository, with passwords and with tokens of one node at another.
-func TestWhoMayDoWhat(t *testing.T) {
-	f := withAccess(t, 3, nil)
-	f.user("root")
-	f.user("alice", "push:team/**")
-	f.user("bob", "pull:team/*", "delete:team/app")
-	f.user("eve")
-	f.grant("anonymous", "pull:public/**")
-	rights := map[string]map[string]string{ // of r(ead) w(rite) d(elete)
-		"root": {"team/app": "rwd", "public/x": "rwd", "other": "rwd", "none": "rwd"}, "alice": {"team/app": "rw", "public/x": "r"},
-		"bob": {"team/app": "rd", "public/x": "r"}, "eve": {"public/x": "r"}, "": {"public/x": "r"},
-	}
-	for _, repo := range []string{"team/app", "public/x", "other"} {
-		f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutManifest{Repo: fsm.Repo(repo), Digest: digest.FromBytes(emptyIndex()), MediaType: fsm.TypeOCIIndex, Body: emptyIndex(), Tags: []fsm.Tag{"1"}}))
-	}
-	letters := map[need]string{needsPull: "r", needsPush: "w", needsDelete: "d"}
-	for name, repos := range rights {
-		for _, repo := range []string{"team/app", "public/x", "other", "none"} {
-			token := f.token(f.nodes[0], name, "repository:"+repo+":pull,push,delete", "registry:catalog:*")
-			for i, e := range endpoints(repo) {
-				n := f.nodes[i%len(f.nodes)]
-				needs := n.api.table[e.kind][e.method].needs
-				may := letters[needs] == "" || strings.Contains(repos[repo], letters[needs])
-				for how, header := range map[string]string{"token": "Bearer " + token, "password": basic(f, name)} {
-					if name == "" && how == "password" {
-						continue
-					}
-					got := f.doOn(n, e.method, e.path, nil, "Authorization: "+header)
-					refused := got.StatusCode == 401 || got.StatusCode == 403
-					if refused == may {
-						t.Errorf("%q with a %s: %s %s: %d %s", name, how, e.method, e.path, got.StatusCode, got.body)
-					}
-					if refused && (got.StatusCode == 403) != (name != "") {
-						t.Errorf("%q with a %s: %s %s is refused with %d", name, how, e.method, e.path, got.StatusCode)
-					}
-				}
-			}
-		}
-	}
-}
-
 // Who was granted delete and not pull learns nothing of what there is: the answer is the same for what isn't there.
 func TestDeletingNeedsPulling(t *testing.T) {
 	f := withAccess(t, 1, nil)
