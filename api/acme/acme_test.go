@@ -143,6 +143,11 @@ func TestOneNodeOrdersAtATime(t *testing.T) {
 	if err := first.save(t.Context()); !errors.Is(err, ErrChanged) {
 		t.Errorf("the one that was thought gone goes on as well: %v", err)
 	}
+	store.write(t, a.docs.order(host), order{By: "a", Until: time.Now().Add(time.Minute)})
+	b.cfg.Gone = func(node string) bool { return node == "a" }
+	if taken, _ := b.claim(t.Context(), host); taken == nil {
+		t.Error("a node that is known to be gone is waited for")
+	}
 	// Somebody was faster: what was seen before the claim is no longer so.
 	store.write(t, a.docs.order(host), order{By: "c", Until: time.Now().Add(-time.Second)})
 	store.write(t, a.docs.certificate(host), selfMade(t, host, time.Now(), time.Hour))

@@ -43,6 +43,9 @@ type Config struct {
 	Web bool
 	// Node names this node, as no other one is named.
 	Node func() string
+	// Gone is a hint that a node won't finish its order; nil means never. Two that order at once do no harm: the second makes
+	// the first give up.
+	Gone func(node string) bool
 	// UserAgent is what the ACME server sees.
 	UserAgent string
 	Store     Store
@@ -105,6 +108,9 @@ type held struct {
 func New(cfg Config) (*Keeper, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if cfg.Gone == nil {
+		cfg.Gone = func(string) bool { return false }
 	}
 	stopgap, err := newStopgap(time.Now())
 	if err != nil {

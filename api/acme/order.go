@@ -85,7 +85,7 @@ func (k *Keeper) claim(ctx context.Context, host string) (*attempt, error) {
 	next := a.order.Next
 	if a.order.By == self {
 		next = next.Add(turnWait) // its own claim from before a restart is no claim
-	} else if now.Before(a.order.Until) {
+	} else if now.Before(a.order.Until) && !k.cfg.Gone(a.order.By) {
 		return nil, nil
 	}
 	// Who has just been started may have been told something better, and tries at once.

@@ -235,6 +235,43 @@ func TestServesWithoutServerAndQuorum(t *testing.T) {
 	c.WaitReady()
 }
 
+// A node that dies over an order isn't waited for.
+func TestOrderOutlivesItsNode(t *testing.T) {
+	t.Parallel()
+	server := Start(t, time.Hour)
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes questions and doesn't answer
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	server.TLS.Add(silent.Addr().String())
+	c := start(t, server, 3, host)
+	server.TLS.To(silent.Addr().String())
+	c.Eventually("the server asks", func() bool { return len(server.TLS.Used()) > 0 })
+	var left []*harness.Node
+	for _, x := range c.Nodes {
+		if x.Logged("asking for a certificate") > 0 {
+			x.Kill()
+		} else {
+			left = append(left, x)
+		}
+	}
+	if len(left) != 2 {
+		t.Fatalf("%d nodes are left", len(left))
+	}
+	server.TLS.To(left[0].Address(), left[1].Address())
+	issued(t, c, server, host, left...)
+	for _, x := range c.Nodes {
+		if !x.Running() {
+			x.Start()
+		}
+	}
+	issued(t, c, server, host, c.Nodes...)
+	if n := server.Orders(); n != 2 {
+		t.Errorf("%d orders", n)
+	}
+}
+
 // A node without a certificate runs, and says what is wrong to whoever asks it; when it starts again it tries at once.
 func TestWithoutACertificate(t *testing.T) {
 	t.Parallel()

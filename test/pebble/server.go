@@ -66,10 +66,23 @@ func (s *Server) door(next http.Handler) http.Handler {
 			panic(http.ErrAbortHandler)
 		}
 		if strings.HasPrefix(r.URL.Path, "/order-plz") {
-			s.orders.Add(1)
+			w = &counter{ResponseWriter: w, made: &s.orders}
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// counter counts what was made. The server refuses some requests for no reason, so that clients learn to repeat them.
+type counter struct {
+	http.ResponseWriter
+	made *atomic.Int64
+}
+
+func (c *counter) WriteHeader(status int) {
+	if status == http.StatusCreated {
+		c.made.Add(1)
+	}
+	c.ResponseWriter.WriteHeader(status)
 }
 
 // Away makes the server unreachable, or reachable again.

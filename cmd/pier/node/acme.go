@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"pier/api"
@@ -23,7 +24,7 @@ func (n *Node) keeper() (*acme.Keeper, error) {
 	a := n.cfg.Access
 	cfg := acme.Config{
 		Names: a.PublicNames, Directory: a.ACMEDirectory, Email: a.ACMEEmail, Web: a.HTTPListen != "",
-		Node: func() string { return n.cfg.Name + " " + n.ID() }, UserAgent: "pier/" + n.opts.Version, Store: &acmeStore{node: n}, Logger: n.logger,
+		Node: func() string { return n.cfg.Name + " " + n.ID() }, Gone: n.gone, UserAgent: "pier/" + n.opts.Version, Store: &acmeStore{node: n}, Logger: n.logger,
 	}
 	if a.ACMECAFile != "" {
 		pem, err := os.ReadFile(a.ACMECAFile)
@@ -38,6 +39,18 @@ func (n *Node) keeper() (*acme.Keeper, error) {
 		}
 	}
 	return acme.New(cfg)
+}
+
+// gone tells by gossip whether the node of an order, called as keeper calls nodes, is down or no member any more.
+func (n *Node) gone(node string) bool {
+	words := strings.Fields(node)
+	inst := n.instance()
+	select {
+	case <-inst.cluster.Ready():
+		return len(words) > 0 && !inst.alive(fsm.NodeID(words[len(words)-1]))
+	default:
+		return false // and has heard of nobody yet
+	}
 }
 
 // acmeStore keeps what belongs to certificates in the replicated state of whatever cluster the node is in.
