@@ -36,6 +36,7 @@ func (a *API) ownDiagnosis(ctx context.Context) diagnosis {
 	if a.cfg.Doctor != nil {
 		d.Findings = a.cfg.Doctor(ctx)
 	}
+	d.Findings = append(d.Findings, a.checkProviders(ctx)...)
 	for i := range d.Findings {
 		d.Findings[i].Node = a.cfg.Name
 	}
@@ -165,4 +166,21 @@ func (a *API) checkVersions(nodes []fsm.Node) client.Finding {
 	}
 	f.Remedy = "finish the upgrade: `pier cluster status` shows each node's version"
 	return f
+}
+
+// checkProviders tells from which directories this node can let people in.
+func (a *API) checkProviders(ctx context.Context) []client.Finding {
+	if _, err := a.access.directory(); err != nil {
+		return nil
+	}
+	var out []client.Finding
+	for name, err := range a.access.people.Reach(ctx) {
+		f := client.Fine("provider "+name, "all its servers let the bind user in")
+		if err != nil {
+			f.Level, f.Message = client.LevelWarning, oneLine(err.Error())
+			f.Remedy = "its people come in at this node as long as one server answers; `pier provider test " + name + "` shows how far a login gets"
+		}
+		out = append(out, f)
+	}
+	return out
 }

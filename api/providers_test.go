@@ -125,6 +125,9 @@ func TestProviderThatIsDead(t *testing.T) {
 		f.want(f.doOn(n, "GET", "/v2/a/tags/list", nil, "Authorization: "+basic(f, "alice")), 404, codeNameUnknown)
 		f.want(f.doOn(n, "GET", "/v2/a/tags/list", nil, "Authorization: Bearer "+token), 404, codeNameUnknown)
 		f.want(f.doOn(n, "GET", "/v2/", nil, "Authorization: "+basicOf("alice", "wrong")), 401, codeUnauthorized)
+		if got := f.doctor()[n.api.cfg.Name+" provider corp"]; got != client.LevelWarning {
+			t.Errorf("the doctor says %q of %s", got, n.api.cfg.Name)
+		}
 	}
 }
 

@@ -107,9 +107,10 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 		return refuse(http.StatusBadRequest, codeUnsupported, "%v", err)
 	}
 	now := a.access.cfg.Now()
-	brief := c
-	brief.Groups = d.Granted(c.Groups)
-	token, err := keys.Issue(brief, tokenService, d.Grantable(c, scopes), now, shorter(a.access.cfg.TokenLife, c, now))
+	scopes = d.Grantable(c, scopes)
+	groups := c.Groups
+	c.Groups = d.Granted(groups)
+	token, err := keys.Issue(c, tokenService, scopes, now, shorter(a.access.cfg.TokenLife, c, now))
 	if err != nil {
 		return err
 	}
@@ -120,6 +121,7 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 		answer.IssuedType, answer.Type = typeAccess, "Bearer"
 	}
 	if offline && c.Kind != auth.KindAnonymous && !c.IsJob() { // a job has its ID token for as long
+		c.Groups = d.Foremost(groups)
 		refresh, err := keys.IssueRefresh(c, tokenService, now, shorter(a.access.cfg.RefreshLife, c, now))
 		if err != nil {
 			return err

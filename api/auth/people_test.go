@@ -286,13 +286,13 @@ func TestAgain(t *testing.T) {
 func TestOutsidersAreRenewed(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	k := keys(t, 1)
-	alice := Caller{Kind: KindUser, Name: "alice", Groups: []string{"ops", "dev", "dev"}, Provider: "corp", ProviderGeneration: 5}
+	alice := Caller{Kind: KindUser, Name: "alice", Groups: []string{"ops", "dev"}, Provider: "corp", ProviderGeneration: 5}
 	token, err := k.Issue(alice, "pier", nil, now, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c, err := k.Verify(token.Text, "pier", now)
-	if err != nil || c.Provider != "corp" || c.ProviderGeneration != 5 || !slices.Equal(c.Groups, []string{"dev", "ops"}) {
+	if err != nil || c.Provider != "corp" || c.ProviderGeneration != 5 || !slices.Equal(c.Groups, alice.Groups) {
 		t.Fatalf("the token says %+v, %v", c, err)
 	}
 	record := Principal{Name: "alice", Kind: KindUser, Provider: "corp", Groups: []string{"more"}, Generation: 9}
@@ -328,6 +328,9 @@ func TestOutsidersAreRenewed(t *testing.T) {
 	}
 	if got := d.Granted([]string{"ops", "dev"}); !slices.Equal(got, []string{"dev"}) {
 		t.Errorf("of the groups %v matter", got)
+	}
+	if got := d.Foremost([]string{"ops", "dev", "all"}); !slices.Equal(got, []string{"dev", "all", "ops"}) {
+		t.Errorf("the groups come as %v", got)
 	}
 }
 

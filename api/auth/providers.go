@@ -29,7 +29,7 @@ func (d *Directory) Providers() []Provider {
 // must not come in as the other.
 func (d *Directory) asked(name string) (provider, there string, ok bool) {
 	there = strings.ToLower(name)
-	if p, ours := d.principals[name]; !d.passwords || CheckName(there) != nil || ours && p.Provider == "" {
+	if p, ours := d.principals[name]; !d.passwords || CheckName(name) != nil || ours && p.Provider == "" {
 		return "", "", false
 	}
 	p, ours := d.principals[there]
@@ -77,25 +77,38 @@ func union(a, b []string) []string {
 	return out
 }
 
-// Granted gives those of the groups that have a grant: what a token needs of them.
+// Granted gives those of the groups that have a grant: what an access token needs of them.
 func (d *Directory) Granted(groups []string) []string {
-	var out []string
-	for _, g := range groups {
-		if _, ok := d.grants[GroupSubject(g)]; ok {
-			out = append(out, g)
+	return slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return !d.hasGrants(g) })
+}
+
+// Foremost gives all groups, those that have a grant first: for a token that lasts, and has not room for all.
+func (d *Directory) Foremost(groups []string) []string {
+	out := slices.Sorted(slices.Values(groups))
+	slices.SortStableFunc(out, func(a, b string) int {
+		switch x, y := d.hasGrants(a), d.hasGrants(b); {
+		case x == y:
+			return 0
+		case x:
+			return -1
 		}
-	}
+		return 1
+	})
 	return out
 }
 
-// boundGroups keeps a token short. Who loses a group by it may do less, never more; the order makes it the same ones each time.
+func (d *Directory) hasGrants(group string) bool {
+	_, ok := d.grants[GroupSubject(group)]
+	return ok
+}
+
+// boundGroups keeps a token short. Who loses a group by it may do less, never more.
 func boundGroups(groups []string) []string {
-	sorted := slices.Compact(slices.Sorted(slices.Values(groups)))
 	size := 0
-	for i, g := range sorted {
+	for i, g := range groups {
 		if size += len(g); i == maxTokenGroups || size > maxTokenGroupBytes {
-			return sorted[:i]
+			return groups[:i]
 		}
 	}
-	return sorted
+	return groups
 }

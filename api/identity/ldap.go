@@ -135,6 +135,28 @@ func (d *directory) resting() error {
 	return nil
 }
 
+// reach tells which servers don't let the bind user in.
+func (d *directory) reach(ctx context.Context) error {
+	faults := make([]error, len(d.cfg.URLs))
+	var all sync.WaitGroup
+	for i, address := range d.cfg.URLs {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, d.each)
+			defer cancel()
+			conn, err := d.connect(ctx, address)
+			if err == nil {
+				defer func() { _ = conn.Close() }()
+				err = d.bindService(conn)
+			}
+			if err != nil {
+				faults[i] = fmt.Errorf("%s: %w", address, err)
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(faults...)
+}
+
 func (d *directory) askServer(ctx context.Context, address string, q question) (person, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.each)
 	defer cancel()
@@ -280,7 +302,7 @@ func (d *directory) named(entry *ldap.Entry) (person, error) {
 	if len(names) != 1 {
 		return person{}, &refusal{reason: fmt.Sprintf("%s has %d values of %s; one is needed for the name here", entry.DN, len(names), d.cfg.NameAttribute)}
 	}
-	if err := auth.CheckName(strings.ToLower(names[0])); err != nil {
+	if err := auth.CheckName(names[0]); err != nil {
 		return person{}, &refusal{reason: fmt.Sprintf("%s: %v", entry.DN, err)}
 	}
 	return person{name: names[0]}, nil

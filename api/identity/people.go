@@ -126,6 +126,26 @@ func (l place) caller(p person) auth.Caller {
 	return auth.Caller{Kind: auth.KindUser, Name: strings.ToLower(p.name), Groups: p.groups, Provider: l.Name, ProviderGeneration: l.Generation}
 }
 
+// Reach tells of each directory which of its servers can't be used from here; nil where all can.
+func (p *People) Reach(ctx context.Context) map[string]error {
+	out := map[string]error{}
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for _, l := range p.places("") {
+		if l.directory == nil {
+			continue
+		}
+		all.Go(func() {
+			err := l.directory.reach(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			out[l.Name] = err
+		})
+	}
+	all.Wait()
+	return out
+}
+
 // Try makes a login at a provider and reports how it went; false where there is no such provider.
 func (p *People) Try(ctx context.Context, t client.ProviderTest) (client.ProviderReport, bool) {
 	found := p.places(t.Name)

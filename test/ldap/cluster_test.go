@@ -168,6 +168,17 @@ func TestPeopleOfTheDirectory(t *testing.T) {
 	if err != nil || !report.OK || !slices.Equal(report.Groups, []string{"developers"}) {
 		t.Errorf("%+v, %v", report, err)
 	}
+	findings, err := ctl.Doctor(t.Context())
+	g.Must(err)
+	found := 0
+	for _, f := range findings {
+		if f.Check == "provider corp" && f.Level == client.LevelOK {
+			found++
+		}
+	}
+	if found != len(g.Nodes) {
+		t.Errorf("%d nodes say that they reach the directory: %+v", found, findings)
+	}
 	e, err := ctl.Explain(t.Context(), client.ExplainRequest{Subject: "alice", Right: "pull", Repository: "team/app"})
 	if err != nil || !e.Allowed || e.Reason != "group:developers pull team/**" {
 		t.Errorf("%+v, %v", e, err)
