@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -103,7 +104,7 @@ func waitsFor(s client.SecretStatus) string {
 	}
 	var b strings.Builder
 	for _, n := range s.Nodes {
-		if !n.Done {
+		if slices.Contains(s.Waiting, n.Name) {
 			fmt.Fprintf(&b, "waiting for %s", n.Name)
 			if n.Fault != "" {
 				b.WriteString(": " + n.Fault)
@@ -179,7 +180,7 @@ func printSecret(w io.Writer, s client.SecretStatus) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nNODE\tUSES\tACCEPTS\tSTEP\tID")
 	for _, n := range s.Nodes {
-		uses, accepts, done := "?", "?", "waiting"
+		uses, accepts, done := "?", "?", "not yet"
 		if len(n.Secrets) > 0 {
 			uses, accepts = short(n.Secrets[0]), "-"
 			var also []string

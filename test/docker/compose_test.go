@@ -291,6 +291,13 @@ func story(t *testing.T, d deployment) {
 			i.forget(t)
 			i.pull(t, ports()[1], repo("kept:3"))
 		}},
+		{"the secret that they share is replaced", func(t *testing.T) {
+			out := docker(t, "exec", d.container(t, "node2"), "pier", "cluster", "secret", "rotate")
+			if !strings.Contains(out, "every node uses the new secret") {
+				t.Error(out)
+			}
+			d.waitHealthy(t)
+		}},
 		{"restart of all", func(t *testing.T) {
 			d.compose(t, "restart", "--timeout", "20")
 			d.waitHealthy(t)

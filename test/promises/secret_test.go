@@ -165,7 +165,8 @@ func (r *rotating) reached(step string) {
 	r.T.Helper()
 	r.Eventually("the rotation comes to "+step, func() bool {
 		for _, x := range r.Nodes[:3] {
-			if s := r.status(x); s.Step != step || len(s.Waiting) > 0 {
+			s := r.status(x)
+			if s.Step != step || slices.ContainsFunc(s.Nodes, func(n client.SecretNode) bool { return !n.Done }) {
 				return false
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"pier/api/auth"
@@ -51,7 +52,7 @@ func (c *control) SecretStatus(ctx context.Context) (client.SecretStatus, error)
 		if m.ID == s.By {
 			out.By = name
 		}
-		if s.Step != "" && !m.Done {
+		if waits(s.Rotation, time.Now()) && !m.Done {
 			out.Waiting = append(out.Waiting, name)
 		}
 		out.Nodes = append(out.Nodes, client.SecretNode{ID: string(m.ID), Name: name, Done: m.Done, Secrets: append([]string{}, m.Secrets...), Fault: m.Fault})
@@ -60,6 +61,17 @@ func (c *control) SecretStatus(ctx context.Context) (client.SecretStatus, error)
 		out.Authority = ca.Fingerprint()
 	}
 	return out, nil
+}
+
+// waits tells whether anything depends on every node now. Old secrets are kept whoever is away, until one has reached its end.
+func waits(r cluster.Rotation, now time.Time) bool {
+	switch r.Step {
+	case cluster.StepAdd, cluster.StepRoll, cluster.StepDrop:
+		return true
+	case cluster.StepKeep:
+		return slices.ContainsFunc(r.Secrets, func(s cluster.WantedSecret) bool { return s.Until != 0 && s.Until <= now.UnixMilli() })
+	}
+	return false
 }
 
 func moment(ms int64) *time.Time {
