@@ -284,6 +284,12 @@ func (c *Cluster) toHand() (port.Secrets, error) {
 	return arrange(r, list)
 }
 
+// OwnRotation is the rotation as this node knows it: whether there is one, and what keeps this node from doing its step.
+func (c *Cluster) OwnRotation() (Rotation, bool, string, error) {
+	r, generation, err := c.rotation()
+	return r, generation != 0, c.ownSecretReport(false).Fault, err
+}
+
 // SecretStatus is how far the rotation is, as this node and its peers see it.
 type SecretStatus struct {
 	Rotation

@@ -15,6 +15,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"pier/api/client"
+	"pier/cluster"
 )
 
 const (
@@ -32,7 +33,7 @@ type doctor struct {
 
 // examine runs the checks.
 func (d *doctor) examine(ctx context.Context) []client.Finding {
-	out := []client.Finding{d.membership(), d.exposure(), d.certificate(), d.names(), d.clientCAs(), d.secret(), d.directory(), d.disk(), d.blobs(), d.audit(), d.packets(ctx)}
+	out := []client.Finding{d.membership(), d.exposure(), d.certificate(), d.names(), d.clientCAs(), d.secret(), d.rotation(), d.directory(), d.disk(), d.blobs(), d.audit(), d.packets(ctx)}
 	return slices.DeleteFunc(out, func(f client.Finding) bool { return f.Check == "" }) // what has nothing to look at
 }
 
@@ -147,6 +148,35 @@ func (d *doctor) secret() client.Finding {
 		return problemOf(check, fmt.Sprintf("every user of this machine can get at the cluster's secret: %s has the mode %04o", path, mode), "chmod o= "+path+", and `pier cluster secret rotate` if somebody may have read it")
 	}
 	return client.Fine(check, "the cluster's secret is for its user alone")
+}
+
+const (
+	// A rotation takes seconds where all nodes are well.
+	rotationLate = 10 * time.Minute
+	// oldSecretSoon is when clients should have been told to trust the new CA.
+	oldSecretSoon = 7 * 24 * time.Hour
+)
+
+func (d *doctor) rotation() client.Finding {
+	const check = "rotation"
+	r, known, fault, err := d.inst.cluster.OwnRotation()
+	now := time.Now()
+	switch {
+	case err != nil:
+		return problemOf(check, "how far the rotation of the cluster's secret is can't be read: "+err.Error(), "see its log")
+	case !known:
+		return client.Finding{}
+	case fault != "":
+		return problemOf(check, "it can't follow the rotation of the cluster's secret: "+fault, "mend that; if the node that began is lost for good, remove it and say `pier cluster secret rotate` again")
+	case waits(r, now) && now.Sub(time.UnixMilli(r.Begun)) > rotationLate && r.Step != cluster.StepDrop:
+		return warningOf(check, "the rotation of the cluster's secret waits", "`pier cluster secret status` says for which node")
+	}
+	for _, s := range r.Secrets[1:] {
+		if end := time.UnixMilli(s.Until); s.Until != 0 && end.Sub(now) < oldSecretSoon && d.node.cfg.Access.TLS == "auto" && r.Keep > oldSecretSoon.Milliseconds() {
+			return warningOf(check, "clients that trust only the old CA are cut off at "+end.UTC().Format(time.RFC3339), "make all trust the new one: pier trust HOST:PORT --install")
+		}
+	}
+	return client.Fine(check, "the rotation of the cluster's secret waits for nobody")
 }
 
 func (d *doctor) directory() client.Finding {
