@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -56,12 +57,19 @@ func newTrust() *cobra.Command {
 			"`pier ca -o json` on a node, or give it with --fingerprint.",
 		Example: "  pier trust registry.lan:5000\n  pier trust registry.lan:5000 --install --fingerprint 3f0c…",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var needed string // the first address whose CA has to be trusted
 			for _, address := range args {
-				if err := o.run(cmd, address); err != nil {
+				own, err := o.run(cmd, address)
+				if err != nil {
 					return err
 				}
+				if own {
+					needed = cmp.Or(needed, address)
+				}
 			}
-			o.printHints(cmd.OutOrStdout(), args[0])
+			if needed != "" {
+				o.printHints(cmd.OutOrStdout(), needed)
+			}
 			return nil
 		},
 	}
@@ -72,19 +80,24 @@ func newTrust() *cobra.Command {
 	return cmd
 }
 
-func (o *trustOptions) run(cmd *cobra.Command, address string) error {
+// run shows or installs what one registry needs; own is false where that is nothing, since others vouch for it.
+func (o *trustOptions) run(cmd *cobra.Command, address string) (own bool, err error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return &exitError{exitUsage, fmt.Sprintf("%q: want HOST:PORT, as it stands in image names", address)}
+		return false, &exitError{exitUsage, fmt.Sprintf("%q: want HOST:PORT, as it stands in image names", address)}
 	}
 	ca, err := fetchAuthority(cmd.Context(), address, host)
 	if err != nil {
-		return err
+		return false, err
+	}
+	if ca == nil {
+		fmt.Fprintf(cmd.OutOrStdout(), "%s has a certificate that this machine trusts already; there is nothing to install\n", address)
+		return false, nil
 	}
 	sum := sha256.Sum256(ca.Raw)
 	print := hex.EncodeToString(sum[:])
 	if want := strings.ToLower(strings.ReplaceAll(o.fingerprint, ":", "")); want != "" && want != print {
-		return fmt.Errorf("the CA of %s has the fingerprint %s, not the one given: somebody may be in between", address, print)
+		return false, fmt.Errorf("the CA of %s has the fingerprint %s, not the one given: somebody may be in between", address, print)
 	}
 	out := cmd.OutOrStdout()
 	fmt.Fprintf(out, "CA of %s, SHA-256 fingerprint %s\n", address, print)
@@ -93,19 +106,19 @@ func (o *trustOptions) run(cmd *cobra.Command, address string) error {
 		for _, f := range files {
 			fmt.Fprintf(out, "\n# %s: %s\n%s", f.who, f.path, f.content)
 		}
-		return nil
+		return true, nil
 	}
 	if err := o.agreed(cmd); err != nil {
-		return err
+		return false, err
 	}
 	for _, f := range files {
 		path := filepath.Join(o.root, f.path)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, f.content, 0o644)); err != nil {
-			return err
+			return false, err
 		}
 		fmt.Fprintf(out, "wrote %s (%s)\n", path, f.who)
 	}
-	return nil
+	return true, nil
 }
 
 // printHints says what the files alone don't do.
@@ -158,10 +171,22 @@ func fetchAuthority(ctx context.Context, address, host string) (*x509.Certificat
 		return nil, fmt.Errorf("ask %s for its certificate: %w", address, err)
 	}
 	defer func() { _ = conn.Close() }()
-	chain := conn.(*tls.Conn).ConnectionState().PeerCertificates
+	return authorityOf(conn.(*tls.Conn).ConnectionState().PeerCertificates, address, host, nil)
+}
+
+// authorityOf finds the CA to install in what a registry sends: with tls auto that ends with it. Other certificates are for
+// others to vouch for: nil means that the system's roots (or those given) do.
+func authorityOf(chain []*x509.Certificate, address, host string, system *x509.CertPool) (*x509.Certificate, error) {
 	ca := chain[len(chain)-1]
-	if !ca.IsCA || len(chain) < 2 {
-		return nil, fmt.Errorf("%s sends no CA with its certificate: it isn't a registry with tls auto", address)
+	if !ca.IsCA || len(chain) < 2 || ca.CheckSignatureFrom(ca) != nil {
+		between := x509.NewCertPool()
+		for _, c := range chain[1:] {
+			between.AddCert(c)
+		}
+		if _, err := chain[0].Verify(x509.VerifyOptions{Roots: system, Intermediates: between, DNSName: host}); err != nil {
+			return nil, fmt.Errorf("%s isn't a registry with tls auto, whose CA would come with its certificate, and this machine doesn't trust it otherwise: %w", address, err)
+		}
+		return nil, nil
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)

@@ -28,6 +28,7 @@ func (n *Node) openPlain() error {
 	sign.Challenge, _ = n.certs.(http.Handler) // who deals with ACME servers
 	n.plain = newFrontDoor(lis, n.logger)
 	n.plain.server.ReadTimeout, n.plain.server.WriteTimeout = plainTime, plainTime
+	n.plain.server.SetKeepAlivesEnabled(false) // who has been told needs nothing more
 	n.plain.serve(sign)
 	return nil
 }
