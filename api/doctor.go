@@ -37,6 +37,7 @@ func (a *API) ownDiagnosis(ctx context.Context) diagnosis {
 		d.Findings = a.cfg.Doctor(ctx)
 	}
 	d.Findings = append(d.Findings, a.checkProviders(ctx)...)
+	d.Findings = append(d.Findings, a.checkIssuers(ctx)...)
 	for i := range d.Findings {
 		d.Findings[i].Node = a.cfg.Name
 	}
@@ -179,6 +180,20 @@ func (a *API) checkProviders(ctx context.Context) []client.Finding {
 		if err != nil {
 			f.Level, f.Message = client.LevelWarning, oneLine(err.Error())
 			f.Remedy = "its people come in at this node as long as one server answers; `pier provider test " + name + "` shows how far a login gets"
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// checkIssuers tells of which issuers of ID tokens this node can ask for keys.
+func (a *API) checkIssuers(ctx context.Context) []client.Finding {
+	var out []client.Finding
+	for i, err := range a.access.reachIssuers(ctx) {
+		f := client.Fine("issuer "+i.URL, "it can be asked for its keys")
+		if err != nil {
+			f.Level, f.Message = client.LevelWarning, oneLine(err.Error())
+			f.Remedy = "let this node reach it; those of its keys that are known here go on working for a day, and without any its people and jobs come in at other nodes"
 		}
 		out = append(out, f)
 	}

@@ -5,9 +5,13 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"pier/api/auth"
 	"pier/api/client"
@@ -50,14 +54,15 @@ func (x *access) exchanged(ctx context.Context, d *auth.Directory, form url.Valu
 	case isJob:
 		return auth.Caller{}, err
 	}
-	return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "nobody here knows the issuer of this token; `pier robot trust ls` and `pier provider ls` show an administrator whom the registry knows")
+	return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "nobody here takes ID tokens of this issuer; people log in with `pier login --oidc`, and `pier robot trust ls` shows an administrator whose jobs come in")
 }
 
-// person gives the user whom an ID token of a provider is of; known is false where it is no provider's. An empty provider is any.
+// person gives the user whom an ID token of a provider is of; known is false where it is of no provider that takes any. An empty
+// provider is any.
 func (x *access) person(ctx context.Context, d *auth.Directory, provider, token string) (c auth.Caller, known bool, err error) {
 	issuer, _ := identity.IssuerOf(token)
 	for _, p := range x.people.Providers() {
-		if p.OIDC == nil || p.OIDC.Issuer != issuer || provider != "" && p.Name != provider {
+		if p.OIDC == nil || !p.OIDC.IDTokens || p.OIDC.Issuer != issuer || provider != "" && p.Name != provider {
 			continue
 		}
 		known = true
@@ -165,4 +170,34 @@ func (a *API) getLogin(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, "application/json", client.LoginStart{
 		Provider: p.Name, Issuer: p.OIDC.Issuer, Authorization: at.Authorization, ClientID: p.OIDC.ClientID, Scopes: p.Scopes(),
 	})
+}
+
+// reachIssuers asks every issuer that a provider or a rule names, at most some at a time.
+func (x *access) reachIssuers(ctx context.Context) map[identity.Issuer]error {
+	if _, err := x.directory(); err != nil {
+		return nil
+	}
+	out := map[identity.Issuer]error{}
+	for _, p := range x.people.Providers() {
+		if p.OIDC != nil {
+			out[p.From()] = nil
+		}
+	}
+	for _, r := range x.trusted() {
+		out[r.From()] = nil
+	}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(16)
+	for i := range maps.Clone(out) {
+		group.Go(func() error {
+			err := x.issuers.Reach(ctx, i)
+			mu.Lock()
+			defer mu.Unlock()
+			out[i] = err
+			return nil
+		})
+	}
+	_ = group.Wait()
+	return out
 }

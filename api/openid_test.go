@@ -178,6 +178,9 @@ func TestIDTokensOfPeople(t *testing.T) {
 		}
 		return i.job(c)
 	}
+	f.want(f.postToken(f.nodes[0], exchangeForm(token(nil))), 401, codeUnauthorized) // nobody has said that they are taken
+	takes := func(o *client.OIDC) { o.IDTokens = true }
+	f.provide(i, takes)
 	got := f.given(f.postToken(f.nodes[0], exchangeForm(token(nil), "access_type", "offline")))
 	if got.RefreshToken == "" || got.IssuedType != typeAccess {
 		t.Errorf("%+v", got)
@@ -198,6 +201,7 @@ func TestIDTokensOfPeople(t *testing.T) {
 		"a bad name":                   {"preferred_username": "a:b"},
 		"a long name":                  {"preferred_username": strings.Repeat("a", 65)},
 		"anonymous":                    {"preferred_username": "Anonymous"},
+		"plain in lower case alone":    {"preferred_username": "\u212aim"}, // the sign for kelvin
 		"a local user's":               {"preferred_username": "root"},
 		"a local user's, in capitals":  {"preferred_username": "ROOT"},
 		"expired":                      {"exp": time.Now().Add(-time.Minute).Unix()},
@@ -207,7 +211,7 @@ func TestIDTokensOfPeople(t *testing.T) {
 		}
 	}
 	f.given(f.postToken(f.nodes[0], exchangeForm(token(jwt.MapClaims{"aud": []string{i.ClientID, "other"}, "azp": i.ClientID}))))
-	f.provide(i, func(o *client.OIDC) { o.NameClaim = "email" })
+	f.provide(i, func(o *client.OIDC) { o.NameClaim, o.IDTokens = "email", true })
 	for _, verified := range []any{nil, false, "no", 1} {
 		if got := f.postToken(f.nodes[0], exchangeForm(token(jwt.MapClaims{"email_verified": verified}))); got.StatusCode != 401 {
 			t.Errorf("an e-mail address that is verified %v: %d", verified, got.StatusCode)
@@ -253,6 +257,9 @@ func TestProviderDown(t *testing.T) {
 	f.want(f.doOn(f.nodes[1], "GET", "/api/v1/login", nil), 503, codeUnavailable)
 	f.want(f.postToken(f.nodes[1], form), 503, codeUnavailable)
 	f.want(f.postToken(f.nodes[0], form), 503, codeUnavailable)
+	if level := f.doctor()["node-1 issuer "+i.Issuer()]; level != client.LevelWarning {
+		t.Errorf("the doctor says %q of a node that never had an answer", level)
+	}
 	for _, n := range f.nodes {
 		f.want(f.doOn(n, "POST", "/v2/team/app/blobs/uploads/", nil, "Authorization: Bearer "+got.Token), 202, "")
 		f.given(f.postToken(n, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {got.RefreshToken}}))

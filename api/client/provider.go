@@ -50,6 +50,9 @@ type OIDC struct {
 	CA           string `json:"ca,omitempty"` // PEM, in place of the system's
 	ClientID     string `json:"client_id"`
 	ClientSecret string `json:"client_secret,omitempty"` // no answer has it in it
+	// IDTokens takes ID tokens of people that other programs got, and not only those of a login that a node has seen through. On
+	// an issuer that makes tokens for CI jobs too, for audiences of their choice, such a job could then come in as a person.
+	IDTokens bool `json:"id_tokens,omitempty"`
 	// Scopes are asked for beside openid.
 	Scopes []string `json:"scopes,omitempty"`
 	// NameClaim has the name that somebody gets here, preferred_username when empty; GroupsClaim the groups, groups when empty.

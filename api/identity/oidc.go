@@ -29,11 +29,11 @@ const (
 
 // Issuer is who makes ID tokens, and how a node reaches it.
 type Issuer struct {
-	URL string `json:"issuer"` // as the tokens have it in iss, to the letter
+	URL string // as the tokens have it in iss, to the letter
 	// CA is what the issuer's certificate is signed by, PEM; empty: what the node's system trusts.
-	CA string `json:"ca,omitempty"`
+	CA string
 	// Insecure lets the issuer be reached without TLS: whoever sits in between can then make tokens.
-	Insecure bool `json:"insecure_http,omitempty"`
+	Insecure bool
 }
 
 // Validate reports every fault at once.
@@ -212,6 +212,9 @@ func (s *Issuers) of(i Issuer) *published {
 	}
 	return p
 }
+
+// Reach tells whether the issuer can be asked from here, and why not: now, or where it was asked a moment ago, then.
+func (s *Issuers) Reach(ctx context.Context, i Issuer) error { return s.of(i).ask(ctx) }
 
 // Verify gives what a token of the issuer says. It is not asked whom the token was made for: see Claims.For. A *RejectedError
 // says no, an *UnreachableError that nobody can tell now.

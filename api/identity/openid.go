@@ -43,17 +43,17 @@ func (p Provider) Person(c Claims) (auth.Caller, error) {
 		return auth.Caller{}, rejected("it was made for another program than Pier")
 	}
 	claim := orElse(p.OIDC.NameClaim, defaultNameClaim)
-	name := strings.ToLower(c.Text(claim)) // as names from outside are here
+	name := c.Text(claim)
 	if name == "" {
 		return auth.Caller{}, rejected("it has no claim %s, which is to be the name here; does the provider's scope give it?", claim)
 	}
-	if err := auth.CheckName(name); err != nil {
+	if err := auth.CheckName(name); err != nil { // before it is in lower case: some letters of other alphabets are plain ones there
 		return auth.Caller{}, rejected("its claim %s can't be a name here: %v", claim, err)
 	}
 	if claim == emailClaim && !c.True("email_verified") {
 		return auth.Caller{}, rejected("the provider has not verified the e-mail address, which anybody could have written")
 	}
-	return auth.Caller{Kind: auth.KindUser, Name: name, Groups: p.groups(c), Provider: p.Name, ProviderGeneration: p.Generation}, nil
+	return auth.Caller{Kind: auth.KindUser, Name: strings.ToLower(name), Groups: p.groups(c), Provider: p.Name, ProviderGeneration: p.Generation}, nil
 }
 
 // groups are somebody's here, each once and in order.

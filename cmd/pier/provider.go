@@ -116,6 +116,7 @@ func (o *providerOptions) newOIDC() *cobra.Command {
 	f.StringVar(&o.secretFile, "client-secret-file", "", "file with the client's secret, if it has one, its first line; - for standard input")
 	f.StringSliceVar(&p.Scopes, "scope", nil, "asked for beside openid, such as profile or groups; may be repeated")
 	f.StringVar(&p.NameClaim, "name-claim", "", "claim with the name that somebody gets here (default preferred_username)")
+	f.BoolVar(&p.IDTokens, "take-id-tokens", false, "exchange ID tokens of people at /token that other programs got; not where the issuer makes tokens for CI jobs too")
 	f.StringVar(&p.GroupsClaim, "groups-claim", "", "claim with the groups (default groups)")
 	o.addMapping(cmd)
 	return cmd
