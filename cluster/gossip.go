@@ -228,7 +228,13 @@ type gossipWire struct {
 	workers sync.WaitGroup
 }
 
-const maxPacket = 65536
+const (
+	maxPacket = 65536
+	// encryptedPacket is how every packet begins that a member sends: the version of the encryption. memberlist 0.7.0 doesn't
+	// authenticate that byte, and a packet that somebody has kept and sends again as version 0 makes it take the last byte of
+	// the text for a padding, which ends the process. It can go when pkcs7decode looks before it cuts.
+	encryptedPacket = 1
+)
 
 func newGossipWire(cfg gossipConfig) *gossipWire {
 	w := &gossipWire{cfg: cfg, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn)}
@@ -259,6 +265,9 @@ func (w *gossipWire) readPackets() {
 			default:
 				continue
 			}
+		}
+		if n == 0 || buf[0] != encryptedPacket {
+			continue
 		}
 		p := &memberlist.Packet{Buf: append([]byte(nil), buf[:n]...), From: from, Timestamp: time.Now()}
 		select {

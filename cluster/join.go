@@ -23,6 +23,8 @@ const (
 	stagedFile  = "join.json"
 	joinTimeout = 30 * time.Second // to use up the invite and to change the members, each with its own patience
 	maxJoins    = 16
+	askTimeout  = 10 * time.Second // to say who wants in
+	maxGuests   = 64               // who haven't said it yet
 )
 
 // JoinConfig says who wants to join and with which invite.
@@ -166,47 +168,54 @@ func finishJoin(dir string) error {
 // FinishJoin completes a joining that a crash cut short; it comes before the secret is read.
 func FinishJoin(dir string) error { return finishJoin(dir) }
 
-// serveJoins answers the invited until ctx ends, a bounded number at a time.
+// serveJoins answers the invited until ctx ends, a bounded number at a time. A place is for who has asked: whoever reaches the
+// port can open connections and say nothing.
 func serveJoins(ctx context.Context, lis net.Listener, admit func(context.Context, joinRequest) (joinReply, error)) error {
 	stop := context.AfterFunc(ctx, func() { _ = lis.Close() })
 	defer stop()
 	var guests sync.WaitGroup
 	defer guests.Wait()
+	silent := port.NewNewcomers(maxGuests)
 	slots := make(chan struct{}, maxJoins)
 	for {
 		conn, err := lis.Accept()
 		if err != nil {
 			return nil
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			_ = conn.Close()
-			continue
-		}
+		silent.Expect(conn)
 		guests.Go(func() {
-			defer func() { <-slots }()
 			defer func() { _ = conn.Close() }()
-			ctx, cancel := context.WithTimeout(ctx, joinTimeout)
-			defer cancel()
-			deadline, _ := ctx.Deadline()
-			_ = conn.SetDeadline(deadline)
+			_ = conn.SetDeadline(time.Now().Add(askTimeout))
 			var req joinRequest
-			if json.NewDecoder(io.LimitReader(conn, 64<<10)).Decode(&req) != nil || req.Node.ID == "" {
+			err := json.NewDecoder(io.LimitReader(conn, 64<<10)).Decode(&req)
+			if !silent.Shown(conn) || err != nil || req.Node.ID == "" {
 				return
 			}
-			reply, err := admit(ctx, req)
-			if err != nil {
-				reply = joinReply{Error: err.Error()}
-				for i, known := range tokenErrors {
-					if known != nil && errors.Is(err, known) {
-						reply.Code = i
-					}
-				}
+			select {
+			case slots <- struct{}{}:
+				defer func() { <-slots }()
+				serveJoin(ctx, conn, req, admit)
+			default:
 			}
-			_ = json.NewEncoder(conn).Encode(reply)
 		})
 	}
+}
+
+func serveJoin(ctx context.Context, conn net.Conn, req joinRequest, admit func(context.Context, joinRequest) (joinReply, error)) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline)
+	reply, err := admit(ctx, req)
+	if err != nil {
+		reply = joinReply{Error: err.Error()}
+		for i, known := range tokenErrors {
+			if known != nil && errors.Is(err, known) {
+				reply.Code = i
+			}
+		}
+	}
+	_ = json.NewEncoder(conn).Encode(reply)
 }
 
 // Invite makes a token that lets one node in until it expires, or until the secret is replaced.

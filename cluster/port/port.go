@@ -77,11 +77,11 @@ type Port struct {
 	closing chan struct{}
 	once    sync.Once
 	refused *strangers
+	shaking *Newcomers // whose handshake is under way
 
-	mu      sync.Mutex
-	trust   *trust
-	conns   map[*tracked]struct{}
-	shaking []net.Conn // whose handshake is under way, the oldest first
+	mu    sync.Mutex
+	trust *trust
+	conns map[*tracked]struct{}
 }
 
 // New binds TCP and UDP on the same number; with number 0 it looks for one that both have free.
@@ -92,7 +92,7 @@ func New(cfg Config) (*Port, error) {
 	}
 	p := &Port{
 		cfg: cfg, trust: t, lanes: make(map[string]*lane), closing: make(chan struct{}), conns: make(map[*tracked]struct{}),
-		refused: &strangers{now: time.Now},
+		refused: &strangers{now: time.Now}, shaking: NewNewcomers(maxHandshakes),
 	}
 	if p.tcp, p.udp, err = bind(cfg.Network, cfg.Listen); err != nil {
 		return nil, err
@@ -163,28 +163,14 @@ func (p *Port) Run(ctx context.Context) error {
 	}
 }
 
-// expect notes a handshake. One too many ends the oldest: a member's takes milliseconds, and must not wait for strangers who
-// say nothing.
+// expect notes a handshake.
 func (p *Port) expect(c net.Conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.shaking) == maxHandshakes {
-		_ = p.shaking[0].Close()
-		p.shaking = p.shaking[1:]
-	}
-	p.shaking = append(p.shaking, c)
+	p.shaking.Expect(c)
 	select {
 	case <-p.closing:
 		_ = c.Close()
 	default:
 	}
-}
-
-// greeted notes the end of a handshake.
-func (p *Port) greeted(c net.Conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.shaking = slices.DeleteFunc(p.shaking, func(s net.Conn) bool { return s == c })
 }
 
 // greet shakes hands and hands the connection to its protocol.
@@ -195,7 +181,7 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	t := p.trusted()
 	c := tls.Server(raw, t.server())
 	err := c.HandshakeContext(ctx)
-	p.greeted(raw)
+	p.shaking.Shown(raw)
 	if !stop() || err != nil {
 		_ = raw.Close()
 		p.refuse(raw.RemoteAddr(), "", err)
@@ -337,7 +323,7 @@ func (p *Port) Close() {
 	_ = p.tcp.Close()
 	_ = p.udp.Close()
 	p.mu.Lock()
-	open := slices.Clone(p.shaking)
+	open := p.shaking.all()
 	for c := range p.conns {
 		open = append(open, c)
 	}

@@ -156,6 +156,9 @@ func (c *Cluster) AddStranger() *Node {
 	return x
 }
 
+// SecretFile is where the node has the cluster's secret.
+func (x *Node) SecretFile() string { return x.secret }
+
 // Control is the node's control socket.
 func (x *Node) Control() *client.Client {
 	return client.New(client.Options{Socket: filepath.Join(x.Dir, node.SocketName)})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,16 @@ type Net struct {
 	delay map[[2]string]time.Duration
 	froze map[string]chan struct{} // closed when the node thaws
 	conns map[*conn]struct{}
+
+	mute   bool // packets get lost, all of them
+	taping bool
+	tape   []Packet
+}
+
+// Packet is one that a node sent by UDP.
+type Packet struct {
+	To   string
+	Data []byte
 }
 
 // NewNet is a network without faults.
@@ -42,6 +53,37 @@ func (n *Net) CutOneWay(a, b string) {
 	n.mu.Lock()
 	n.cut[[2]string{a, b}] = true
 	n.mu.Unlock()
+}
+
+// Mute loses every packet from now on, and no stream: a firewall that knows TCP only.
+func (n *Net) Mute(mute bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mute = mute
+}
+
+// Tape begins to keep the packets that pass, as somebody on the way could; Taped gives them.
+func (n *Net) Tape() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.taping = true
+}
+
+// Taped are the packets since Tape.
+func (n *Net) Taped() []Packet {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.tape)
+}
+
+// packet notes a packet, and tells whether it gets lost.
+func (n *Net) packet(to string, b []byte) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.taping {
+		n.tape = append(n.tape, Packet{To: to, Data: slices.Clone(b)})
+	}
+	return n.mute
 }
 
 // Delay makes each write from a to b take longer.
@@ -286,6 +328,9 @@ func (p *packets) WriteTo(b []byte, to net.Addr) (int, error) {
 	home := p.view.net.home(to.String())
 	if cut, _ := p.view.net.fault(p.view.node, home); cut || p.view.net.frozen(p.view.node, home) != nil {
 		return len(b), nil // a frozen node's packets overflow its buffer
+	}
+	if p.view.net.packet(to.String(), b) {
+		return len(b), nil
 	}
 	return p.PacketConn.WriteTo(b, to)
 }
