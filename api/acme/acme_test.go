@@ -190,6 +190,10 @@ func TestFailuresAreShared(t *testing.T) {
 			t.Errorf("the fault: %v", fault)
 		}
 	}
+	a.block(host, errors.New("no majority"))
+	if fault := a.Fault(); fault == nil || !strings.Contains(fault.Error(), "no majority") {
+		t.Errorf("the fault: %v", fault)
+	}
 	// Who starts later may have been set right, and tries at once.
 	o.Next, o.Fails = time.Now().Add(59*time.Second), 1
 	store.write(t, a.docs.order(host), o)

@@ -43,6 +43,7 @@ type account struct {
 type certificate struct {
 	Chain string `json:"chain"`
 	Key   string `json:"key"`
+	Way   string `json:"way,omitempty"` // how the server was convinced; the next time that comes first
 }
 
 // order is the document of a name while somebody gets a certificate for it, and after that has failed.

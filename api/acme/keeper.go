@@ -217,15 +217,17 @@ func (k *Keeper) judge(name string, current *tls.Certificate, err error) string 
 	if _, err = read(&o, body, generation, err); err != nil {
 		return err.Error()
 	}
-	switch {
-	case current == nil && o.Error == "":
-		return "there is no certificate yet: clients that ask for this name are refused until the ACME server " + k.cfg.Directory + " has given one"
+	failed := "; node " + o.By + " got none from the ACME server: " + o.Error
+	if o.Error == "" {
+		failed = " until the ACME server " + k.cfg.Directory + " has given one"
+	}
+	switch now := time.Now(); {
 	case current == nil:
-		return "there is no certificate, so clients that ask for this name are refused; node " + o.By + " got none from the ACME server: " + o.Error
-	case time.Now().After(current.Leaf.NotAfter):
-		return "the certificate has ended on " + day(current.Leaf.NotAfter) + "; the last try for a new one, by node " + o.By + ": " + o.Error
-	case o.Error != "" && isDue(current.Leaf, time.Now()):
-		return "the certificate ends on " + day(current.Leaf.NotAfter) + ", and node " + o.By + " got no new one from the ACME server: " + o.Error
+		return "there is no certificate yet, and clients that ask for this name are refused" + failed
+	case now.After(current.Leaf.NotAfter):
+		return "the certificate has ended on " + day(current.Leaf.NotAfter) + ", and clients refuse it" + failed
+	case o.Error != "" && isDue(current.Leaf, now):
+		return "the certificate ends on " + day(current.Leaf.NotAfter) + failed
 	}
 	return ""
 }
@@ -253,11 +255,15 @@ func (k *Keeper) Fault() error {
 	var faults []error
 	for _, name := range k.cfg.Names {
 		now := k.known[name]
-		if now.fault != "" && now.blocked != "" {
-			now.fault += "; nobody is asked now: " + now.blocked
-		}
+		var said []string
 		if now.fault != "" {
-			faults = append(faults, fmt.Errorf("%s: %s", name, now.fault))
+			said = append(said, now.fault)
+		}
+		if now.blocked != "" && (now.certificate == nil || isDue(now.certificate.Leaf, time.Now())) {
+			said = append(said, "no certificate can be asked for now: "+now.blocked)
+		}
+		if said != nil {
+			faults = append(faults, fmt.Errorf("%s: %s", name, strings.Join(said, "; ")))
 		}
 	}
 	return errors.Join(faults...)

@@ -25,6 +25,8 @@ const (
 	// turnWait lets another node go first after a failure, in case it was this one's own.
 	turnWait = 15 * time.Second
 	maxError = 500
+	// maxLater is as long as a server that is asked too much is left alone without asking.
+	maxLater = 24 * time.Hour
 )
 
 // attempt is one try to get a certificate, by the node that the order's document names.
@@ -132,7 +134,7 @@ func (a *attempt) fail(ctx context.Context, cause error, stopping bool) error {
 		var refused *acme.Error
 		if errors.As(cause, &refused) {
 			if later, limited := acme.RateLimit(refused); limited {
-				o.Next = time.Now().Add(max(later, wait(o.Fails)))
+				o.Next = time.Now().Add(max(min(later, maxLater), wait(o.Fails)))
 			}
 		}
 	}
@@ -146,19 +148,15 @@ func (a *attempt) obtain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ways := []string{byTLS}
-	if a.k.cfg.Web {
-		ways = append(ways, byWeb)
-	}
 	var faults []error
-	for _, way := range ways {
+	for _, way := range a.ways() {
 		o, err := client.AuthorizeOrder(ctx, acme.DomainIDs(a.host))
 		if err != nil {
 			return errors.Join(append(faults, fmt.Errorf("order: %w", err))...)
 		}
 		err = a.authorize(ctx, client, o, way)
 		if err == nil {
-			return a.finish(ctx, client, o)
+			return a.finish(ctx, client, o, way)
 		}
 		faults = append(faults, err)
 		if ctx.Err() != nil {
@@ -166,6 +164,20 @@ func (a *attempt) obtain(ctx context.Context) error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// ways are how the server may be convinced, first the one that did it the last time: a way that leads elsewhere would fail
+// with each renewal, and servers count that.
+func (a *attempt) ways() []string {
+	if !a.k.cfg.Web {
+		return []string{byTLS}
+	}
+	var had certificate
+	body, generation, err := a.k.cfg.Store.Local(a.k.docs.certificate(a.host))
+	if _, err = read(&had, body, generation, err); err == nil && had.Way == byWeb {
+		return []string{byWeb, byTLS}
+	}
+	return []string{byTLS, byWeb}
 }
 
 // authorize proves to the server that the host's clients come here.
@@ -218,7 +230,7 @@ func (a *attempt) answer(ctx context.Context, client *acme.Client, c *acme.Chall
 }
 
 // finish fetches the certificate and keeps it.
-func (a *attempt) finish(ctx context.Context, client *acme.Client, o *acme.Order) error {
+func (a *attempt) finish(ctx context.Context, client *acme.Client, o *acme.Order, way string) error {
 	ready, err := client.WaitOrder(ctx, o.URI)
 	if err != nil {
 		return err
@@ -239,6 +251,7 @@ func (a *attempt) finish(ctx context.Context, client *acme.Client, o *acme.Order
 	if err != nil {
 		return err
 	}
+	doc.Way = way
 	fresh, err := doc.parse(a.host)
 	if err != nil {
 		return fmt.Errorf("the server gave a certificate that doesn't fit: %w", err)

@@ -180,15 +180,15 @@ func TestOneOrderForAllNodes(t *testing.T) {
 	noKeys(t, c)
 }
 
-// Where port 443 leads elsewhere the server asks by HTTP, and again any node answers.
+// Where port 443 leads elsewhere the server asks by HTTP, and again any node answers. The next time it asks nothing else.
 func TestServerAsksByHTTP(t *testing.T) {
 	t.Parallel()
-	server := Start(t, time.Hour)
+	server := Start(t, 30*time.Second)
 	elsewhere := free(t)
 	server.TLS.Add(elsewhere)
 	c := start(t, server, 3, host)
 	server.TLS.To(elsewhere)
-	issued(t, c, server, host, c.Nodes...)
+	first := issued(t, c, server, host, c.Nodes...)
 	for _, x := range c.Nodes {
 		if !slices.Contains(server.Web.Used(), x.HTTPAddress()) {
 			t.Errorf("%s was not asked: %v", x.Name, server.Web.Used())
@@ -201,6 +201,14 @@ func TestServerAsksByHTTP(t *testing.T) {
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusNotFound {
 		t.Errorf("a question that nobody has: %s", resp.Status)
+	}
+	orders, asked := server.Orders(), len(server.TLS.Used())
+	c.Eventually("the certificate is renewed", func() bool {
+		next, err := shown(server, c.Nodes[0], host)
+		return err == nil && !next.Equal(first)
+	})
+	if server.Orders() != orders+1 || len(server.TLS.Used()) != asked {
+		t.Errorf("the renewal took %d orders, and %d questions by TLS", server.Orders()-orders, len(server.TLS.Used())-asked)
 	}
 }
 
