@@ -279,13 +279,41 @@ func (a *API) admit(r *http.Request, n need, rt route) error {
 	return nil
 }
 
+// proof is what came of a password.
+type proof struct {
+	by     *auth.Directory
+	caller auth.Caller
+	err    error
+}
+
+// prove checks a password before the request takes a place among those that are served: who waits for bcrypt or for a directory
+// server keeps nobody else waiting. How many wait there is bounded by Logins.
+func (a *API) prove(r *http.Request) {
+	x := exchangeOf(r.Context())
+	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if x.caller.Kind == auth.KindOperator || !strings.EqualFold(scheme, "Basic") {
+		return
+	}
+	d, err := a.access.directory()
+	if err != nil || !d.On() {
+		return
+	}
+	c, err := a.access.identify(r, d)
+	x.proof = &proof{by: d, caller: c, err: err}
+}
+
 func (a *API) decide(r *http.Request, d *auth.Directory, n need, rt route) (err error) {
 	x := exchangeOf(r.Context())
 	if !d.On() {
 		x.caller = auth.Anybody() // credentials that nobody asked for are no reason to refuse
 		return nil
 	}
-	if x.caller, err = a.access.identify(r, d); err != nil {
+	if p := x.proof; p != nil && p.by == d {
+		x.caller, err = p.caller, p.err
+	} else {
+		x.caller, err = a.access.identify(r, d)
+	}
+	if err != nil {
 		return a.challenge(r, err, n, rt)
 	}
 	if right := n.right(); right != 0 {

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -61,6 +62,32 @@ func TestTokenFlood(t *testing.T) {
 	if len(desk.pace) > deskSources {
 		t.Errorf("the pace of %d sources is kept", len(desk.pace))
 	}
+}
+
+// Passwords that wait to be checked take no place of who comes with a token.
+func TestLoginsWaitOutside(t *testing.T) {
+	f := withAccess(t, 1, func(c *Config) { c.MaxInFlight = 1 })
+	f.user("root")
+	token := f.token(f.nodes[0], "root", "repository:a:pull")
+	const logins = 8 // each costs a whole bcrypt, one after the other
+	var all, sent sync.WaitGroup
+	var done atomic.Int32
+	sent.Add(logins)
+	for i := range logins {
+		all.Go(func() {
+			sent.Done()
+			f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "u"+strconv.Itoa(i)))
+			done.Add(1)
+		})
+	}
+	sent.Wait()
+	for range 5 {
+		f.want(f.do("GET", "/v2/a/tags/list", nil, "Authorization: Bearer "+token), 404, codeNameUnknown)
+	}
+	if n := done.Load(); n == logins {
+		t.Error("those with a token waited until the last wrong login was checked")
+	}
+	all.Wait()
 }
 
 // Whoever reads the log learns why clients behind a proxy that nobody named are slow.

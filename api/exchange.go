@@ -22,6 +22,7 @@ type exchange struct {
 	id      string
 	route   string // for metrics: an endpoint's name, never a path
 	caller  auth.Caller
+	proof   *proof          // of a password, from before the request took its place
 	by      *auth.Directory // what let it in, since it may do
 	may     func(d *auth.Directory, c auth.Caller) bool
 	version uint64 // of the state that let it in, here or at the node that relays it
@@ -171,6 +172,7 @@ func (a *API) limit(next http.Handler) http.Handler {
 			a.fail(w, r, flood("connections"))
 			return
 		}
+		a.prove(r)
 		if err := a.gate.enter(r.Context()); err != nil {
 			a.fail(w, r, err)
 			return
