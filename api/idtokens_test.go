@@ -423,6 +423,15 @@ func TestTrustRules(t *testing.T) {
 	f.want(f.order("/access/trust/test", client.TrustTest{Token: newIssuer(t).job(nil)}), 400, codeInvalid)
 }
 
+// A rule of a later version lets nobody in here: what is not understood of it may be what keeps somebody out.
+func TestRuleOfALaterVersion(t *testing.T) {
+	f, i := withJobs(t, 1, nil)
+	f.given(f.postToken(f.nodes[0], exchangeForm(i.job(nil))))
+	body := `{"name":"ci","robot":"ci","issuer":"` + i.Issuer() + `","audience":"registry","claims":["sub=repo:team/app:*"],"only_on":"monday"}`
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutDocument{Document: fsm.Document{Kind: fsm.KindTrust, Name: "ci", Body: []byte(body)}, Over: true}))
+	f.want(f.postToken(f.nodes[0], exchangeForm(i.job(nil))), 401, codeUnauthorized)
+}
+
 // A key of the issuer's that nobody has seen yet is found, on each node.
 func TestIssuerRotates(t *testing.T) {
 	var ahead atomic.Int64

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,7 +22,9 @@ func (x *access) rulesOf(documents []fsm.Document) []identity.Rule {
 	out := make([]identity.Rule, 0, len(documents))
 	for _, d := range documents {
 		var r client.TrustRule
-		err := json.Unmarshal(d.Body, &r)
+		dec := json.NewDecoder(bytes.NewReader(d.Body))
+		dec.DisallowUnknownFields() // of a later version: it may keep somebody out
+		err := dec.Decode(&r)
 		if err == nil {
 			r.Name = d.Name
 			var rule identity.Rule

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -22,6 +23,9 @@ import (
 const (
 	askTimeout = 5 * time.Second
 	askPause   = 10 * time.Second // between two questions, whatever strangers send
+	askWaiting = 128              // tokens that wait for an answer; more have to come again
+	askBrief   = time.Second      // that somebody waits for newer keys than those that are good enough
+	askLater   = time.Minute      // between two such questions
 	askAgain   = time.Hour        // keys that an issuer has withdrawn end by then
 	keepFor    = 24 * time.Hour   // keys go on working where the issuer can't be reached
 	maxAnswer  = 1 << 20
@@ -48,6 +52,8 @@ type published struct {
 	now    func() time.Time
 	client *http.Client
 	asking singleflight.Group
+	// waiting is how many are. They hold places that others need, and an issuer that hangs must not get all of them.
+	waiting atomic.Int64
 
 	mu    sync.Mutex
 	doc   document
@@ -99,33 +105,43 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // ready asks the issuer where nothing is known of it, or nothing new enough. It gives the algorithms that it signs with.
 func (p *published) ready(ctx context.Context) ([]string, error) {
-	if p.age() >= askAgain {
-		if err := p.ask(ctx); err != nil && p.age() >= keepFor {
+	switch known, asked := p.ages(); {
+	case known >= keepFor:
+		if err := p.ask(ctx); err != nil {
 			return nil, err
 		}
+	case known >= askAgain && asked >= askLater:
+		brief, cancel := context.WithTimeout(ctx, askBrief)
+		_ = p.ask(brief) // what is known is good enough, and the question goes on
+		cancel()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.doc.Algorithms, nil
 }
 
-func (p *published) age() time.Duration {
+// ages are how old what is known is, and how long ago the last question was.
+func (p *published) ages() (known, asked time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.got.IsZero() {
-		return keepFor
+		return keepFor, askLater
 	}
-	return p.now().Sub(p.got)
+	return p.now().Sub(p.got), p.now().Sub(p.tried)
 }
 
 // ask brings what is known up to date. All who want that at the same time share one question, and who wants it too soon gets
 // the outcome of the last.
 func (p *published) ask(ctx context.Context) error {
+	if fault, soon := p.lately(); soon {
+		return fault
+	}
+	defer p.waiting.Add(-1)
+	if p.waiting.Add(1) > askWaiting {
+		return &UnreachableError{Issuer: p.issuer.URL, Err: fmt.Errorf("%d tokens wait for its answer", askWaiting)}
+	}
 	done := p.asking.DoChan("", func() (any, error) {
-		p.mu.Lock()
-		fault, soon := p.fault, !p.tried.IsZero() && p.now().Sub(p.tried) < askPause
-		p.mu.Unlock()
-		if soon {
+		if fault, soon := p.lately(); soon { // by whoever came just before
 			return nil, fault
 		}
 		// It goes on without whoever asked first: the others wait for it too.
@@ -149,6 +165,13 @@ func (p *published) ask(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// lately gives the outcome of the last question, if that was a moment ago.
+func (p *published) lately() (fault error, soon bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fault, !p.tried.IsZero() && p.now().Sub(p.tried) < askPause
 }
 
 func (p *published) fetch(ctx context.Context) (document, []jose.JSONWebKey, error) {

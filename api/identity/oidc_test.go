@@ -31,6 +31,7 @@ type issuer struct {
 
 	mu     sync.RWMutex
 	down   bool
+	hangs  chan struct{} // until it is closed; nil: not at all
 	asked  map[string]int
 	answer map[string]string // in place of its own, by path
 }
@@ -72,8 +73,11 @@ func (i *issuer) between(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		i.mu.Lock()
 		i.asked[r.URL.Path]++
-		down, answer := i.down, i.answer[r.URL.Path]
+		down, hangs, answer := i.down, i.hangs, i.answer[r.URL.Path]
 		i.mu.Unlock()
+		if hangs != nil {
+			<-hangs
+		}
 		if down {
 			panic(http.ErrAbortHandler)
 		}
@@ -310,7 +314,7 @@ func TestRotationAndRandomKeys(t *testing.T) {
 		for range 200 {
 			all.Go(func() {
 				text := forge(t, jwt.SigningMethodRS256, stranger, rand.Text(), i.claims(at.Now(), nil))
-				if _, err := issuers.Verify(t.Context(), from, text); !isRejected(err) {
+				if _, err := issuers.Verify(t.Context(), from, text); !isRejected(err) && !isUnreachable(err) { // more than can wait
 					t.Errorf("a stranger's token: %v", err)
 				}
 			})
@@ -391,6 +395,46 @@ func TestIssuerDown(t *testing.T) {
 	if _, err := issuers.Verify(t.Context(), from, text); !isUnreachable(err) {
 		t.Errorf("keys of yesterday: %v", err)
 	}
+}
+
+// An issuer that hangs holds up a bounded number of those who ask about its tokens, and nobody for long whose keys are known.
+func TestIssuerHangs(t *testing.T) {
+	i, at := newIssuer(t), &clock{now: time.Now()}
+	text := i.token(at.Now(), jwt.MapClaims{"exp": at.Now().Add(48 * time.Hour).Unix()})
+	from, issuers := Issuer{URL: i.Issuer()}, NewIssuers(at.Now)
+	known := NewIssuers(at.Now)
+	if _, err := known.Verify(t.Context(), from, text); err != nil {
+		t.Fatal(err)
+	}
+	hangs := make(chan struct{})
+	i.set(func() { i.hangs = hangs })
+	const tokens = 3 * askWaiting
+	ctx, cancel := context.WithCancel(t.Context())
+	ends := make(chan error, tokens)
+	for range tokens {
+		go func() {
+			_, err := issuers.Verify(ctx, from, text)
+			ends <- err
+		}()
+	}
+	for range tokens - askWaiting { // who has no place is told so at once
+		if err := <-ends; !isUnreachable(err) {
+			t.Error(err)
+		}
+	}
+	cancel()
+	for range askWaiting {
+		if err := <-ends; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+	at.pass(2 * askAgain)
+	for range 3 {
+		if _, err := known.Verify(t.Context(), from, text); err != nil {
+			t.Errorf("a key that is known: %v", err)
+		}
+	}
+	close(hangs)
 }
 
 // What an issuer answers can be anything.
