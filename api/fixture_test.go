@@ -44,6 +44,7 @@ type nodeLog struct {
 	mu       sync.Mutex
 	alone    bool
 	lagging  bool
+	old      bool // a member is of the release before
 	backlog  []*raft.Log
 	currents int
 }
@@ -51,6 +52,9 @@ type nodeLog struct {
 func (l *nodeLog) Propose(_ context.Context, cmd fsm.Command) (fsm.Answer, error) {
 	if l.isAlone() {
 		return nil, &Unavailable{Reason: "no quorum", RetryAfter: 2 * time.Second}
+	}
+	if l.isOld() && fsm.Level(cmd) > 2 {
+		return nil, fsm.ErrLevel
 	}
 	l.log.mu.Lock()
 	defer l.log.mu.Unlock()
@@ -104,6 +108,12 @@ func (l *nodeLog) isAlone() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.alone
+}
+
+func (l *nodeLog) isOld() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.old
 }
 
 func (l *nodeLog) set(change func(l *nodeLog)) {

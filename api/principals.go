@@ -169,7 +169,11 @@ func (a *API) addRobot(r *http.Request, in client.RobotRequest) (any, error) {
 	if life > 0 {
 		robot.Expires = millis(a.access.cfg.Now().Add(life))
 	}
-	if _, err := a.propose(r.Context(), fsm.AddPrincipal{Principal: robot, Grants: grants}); err != nil {
+	var cmd fsm.Command = fsm.PutPrincipal{Principal: robot}
+	if len(grants) > 0 {
+		cmd = fsm.AddPrincipal{Principal: robot, Grants: grants}
+	}
+	if _, err := a.propose(r.Context(), cmd); err != nil {
 		return nil, err
 	}
 	return client.RobotSecret{Name: in.Name, Secret: text, Expires: wireTime(robot.Expires)}, nil

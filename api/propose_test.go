@@ -108,6 +108,35 @@ func TestClientsDontSayWhatLetThemIn(t *testing.T) {
 	f.want(f.doOn(f.nodes[0], "POST", "/v2/a/blobs/uploads/?digest="+d.String(), content, alice, headerAccess+": 1"), 201, "")
 }
 
+// As long as a member is of the release before, changes go as they did then, and what only this release can do is refused.
+func TestChangesWhileNodesAreUpgraded(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	root := "Authorization: " + basic(f, "root")
+	f.nodes[0].log.set(func(l *nodeLog) { l.old = true })
+	f.want(f.do("PUT", "/v2/a/manifests/1", emptyIndex(), "Content-Type: "+fsm.TypeOCIIndex, root), 201, "")
+	f.want(f.do("POST", "/api/v1/access/robot/add", []byte(`{"name":"plain"}`), root), 200, "")
+	f.want(f.do("POST", "/api/v1/access/robot/add", []byte(`{"name":"ci","grants":[{"right":"pull","pattern":"a"}]}`), root), 503, codeUnavailable)
+	f.nodes[0].log.set(func(l *nodeLog) { l.old = false })
+	f.want(f.do("POST", "/api/v1/access/robot/add", []byte(`{"name":"ci","grants":[{"right":"pull","pattern":"a"}]}`), root), 200, "")
+}
+
+// A robot comes with its grants or not at all, and then its name is free.
+func TestRobotsComeWhole(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	root := "Authorization: " + basic(f, "root")
+	for _, bad := range []string{`{"right":"fly","pattern":"a"}`, `{"right":"pull","pattern":"A"}`, `{"right":"pull","pattern":""}`} {
+		f.want(f.do("POST", "/api/v1/access/robot/add", []byte(`{"name":"ci","grants":[{"right":"pull","pattern":"a"},`+bad+`]}`), root), 400, codeInvalid)
+	}
+	f.want(f.do("POST", "/api/v1/access/robot/add", []byte(`{"name":"ci","grants":[{"right":"pull","pattern":"a"},{"right":"push","pattern":"b"}]}`), root), 200, "")
+	a, err := f.nodes[0].state.Access()
+	f.must(a, err)
+	if len(a.Grants) != 3 || len(a.Principals) != 2 {
+		t.Errorf("%+v", a)
+	}
+}
+
 // Nothing gets into the log for a caller but by propose.
 func TestOnlyProposeProposes(t *testing.T) {
 	files, err := filepath.Glob("*.go")
