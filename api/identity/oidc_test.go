@@ -2,6 +2,9 @@ package identity
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
@@ -464,6 +467,43 @@ func TestStrangeIssuers(t *testing.T) {
 		_, err = NewIssuers(at.Now).Verify(t.Context(), Issuer{URL: i.Issuer()}, i.token(at.Now(), nil))
 		if !isUnreachable(err) || !strings.Contains(err.Error(), x.want) || len(err.Error()) > 500 {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Issuers sign with other keys than RSA's too; each announces how.
+func TestOtherAlgorithms(t *testing.T) {
+	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, edwards, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := &clock{now: time.Now()}
+	for _, x := range []struct {
+		method    jwt.SigningMethod
+		key       any
+		public    any
+		announced string
+		good      bool
+	}{
+		{jwt.SigningMethodES256, curve, curve.Public(), `["ES256"]`, true},
+		{jwt.SigningMethodEdDSA, edwards, public, `["none","HS256","EdDSA"]`, true},
+		{jwt.SigningMethodES256, curve, curve.Public(), `["RS256"]`, false},
+		{jwt.SigningMethodES256, curve, curve.Public(), `[]`, false}, // then it is RS256
+	} {
+		i := newIssuer(t)
+		set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: x.public, KeyID: "k", Use: "sig"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.answer[mockoidc.JWKSEndpoint] = string(set)
+		i.answer[mockoidc.DiscoveryEndpoint] = `{"issuer":"` + i.Issuer() + `","jwks_uri":"` + i.JWKSEndpoint() + `","id_token_signing_alg_values_supported":` + x.announced + `}`
+		_, err = NewIssuers(at.Now).Verify(t.Context(), Issuer{URL: i.Issuer()}, forge(t, x.method, x.key, "k", i.claims(at.Now(), nil)))
+		if (err == nil) != x.good || err != nil && !isRejected(err) {
+			t.Errorf("%s where %s is announced: %v", x.method.Alg(), x.announced, err)
 		}
 	}
 }
