@@ -38,7 +38,7 @@ func New(o Options) *Client {
 		if !strings.Contains(base, "://") {
 			base = "http://" + base
 		}
-		c := &Client{base: base, at: base, http: &http.Client{Transport: trusting(o.Login.CA)}}
+		c := &Client{base: base, at: base, http: &http.Client{Transport: o.Login.transport()}}
 		if o.Login.Token != "" {
 			c.login = &bearer{refresh: o.Login.Token}
 		}

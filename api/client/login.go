@@ -15,10 +15,12 @@ import (
 	"time"
 )
 
-// Login is what a client keeps to come in over the network: a token that stands for the password, and the CA to trust
-// beside the system's, PEM.
+// Login is what a client keeps to come in over the network: a token that stands for the password, or the files of a certificate
+// and its key, which are read anew with each connection; and the CA to trust beside the system's, PEM.
 type Login struct {
 	Token string `json:"token"`
+	Cert  string `json:"cert,omitempty"`
+	Key   string `json:"key,omitempty"`
 	CA    string `json:"ca,omitempty"`
 }
 
@@ -98,17 +100,37 @@ func (c *Client) authorize(req *http.Request) error {
 	return nil
 }
 
-// trusting makes a transport that trusts the CA beside the system's.
-func trusting(ca string) *http.Transport {
-	t := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
-	if ca == "" {
-		return t
+// Certified tells whose certificate this client shows, by the server's word.
+func (c *Client) Certified(ctx context.Context) (user string, err error) {
+	var answer tokenAnswer
+	if err := c.call(ctx, http.MethodGet, "/token?service=pier", nil, &answer); err != nil {
+		return "", err
 	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		roots = x509.NewCertPool()
+	if user, _ = (Login{Token: answer.Access}).Whose(); user == "" {
+		return "", errors.New("the server takes no clients' certificates (its setting tls-client-ca)")
 	}
-	roots.AppendCertsFromPEM([]byte(ca))
-	t.TLSClientConfig = &tls.Config{RootCAs: roots}
+	return user, nil
+}
+
+// transport trusts the login's CA beside the system's, and shows its certificate.
+func (l Login) transport() *http.Transport {
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{}}
+	if l.CA != "" {
+		roots, err := x509.SystemCertPool()
+		if err != nil {
+			roots = x509.NewCertPool()
+		}
+		roots.AppendCertsFromPEM([]byte(l.CA))
+		t.TLSClientConfig.RootCAs = roots
+	}
+	if l.Cert != "" {
+		t.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(l.Cert, l.Key)
+			if err != nil {
+				return nil, fmt.Errorf("the certificate %s with the key %s: %w", l.Cert, l.Key, err)
+			}
+			return &pair, nil
+		}
+	}
 	return t
 }
