@@ -50,6 +50,9 @@ func logInByBrowser(cmd *cobra.Command, c *client.Client, provider string, port 
 	if err != nil {
 		return client.Login{}, err
 	}
+	if u, err := url.Parse(start.Authorization); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return client.Login{}, errors.New("the node names no web page to log in at") // and what it names is about to be opened
+	}
 	lis, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return client.Login{}, fmt.Errorf("listen for the browser: %w", err)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -164,6 +165,21 @@ func TestLoginInABrowser(t *testing.T) {
 	_ = resp.Body.Close()
 	if resp.StatusCode != 200 {
 		t.Errorf("the token as a password: %s", resp.Status)
+	}
+}
+
+// Nothing is opened but a web page, whatever a server says.
+func TestLoginOpensWebPagesOnly(t *testing.T) {
+	for _, page := range []string{"file:///etc/passwd", "javascript:alert(1)", "--help", "", "https://", "https://a\x1b[2J/"} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_ = json.NewEncoder(w).Encode(client.LoginStart{Provider: "corp", Authorization: page})
+		}))
+		t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+		var out bytes.Buffer
+		if code := run(t.Context(), []string{"login", "--server", server.URL, "--oidc"}, &out, &out); code != 1 || !strings.Contains(out.String(), "no web page") {
+			t.Errorf("%q: %d %s", page, code, out.String())
+		}
+		server.Close()
 	}
 }
 
