@@ -337,6 +337,38 @@ func TestRotationOutlivesItsLeader(t *testing.T) {
 	}
 }
 
+// Whoever began may die before others have the secret that only it has: they wait, and go on when it is back.
+func TestRotationOutlivesWhoBeganIt(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(3)
+	by := others(nodes, leader(t, nodes))[0]
+	rest := others(nodes, by)
+	proposing := func(*member, Rotation) error {
+		h.net.cutOneWay(rest, []*member{by}) // it can still propose, and nobody fetches anything from it
+		return nil
+	}
+	h.proposing.Store(&proposing)
+	asked := make(chan error, 1)
+	go func() { asked <- by.rotate(0) }()
+	eventually(t, func() error {
+		for _, m := range rest {
+			if f := m.cluster.ownSecretReport(false).Fault; !strings.Contains(f, "no member that answers has the secret") {
+				return fmt.Errorf("%s: %q", m.name, f)
+			}
+		}
+		return nil
+	})
+	by.kill()
+	h.proposing.Store(nil)
+	h.net.heal()
+	rest[0].mustPut("they", "serve")
+	by.start()
+	by.ready()
+	h.replaced(nodes, h.secrets[0])
+	<-asked // it may not know how that ended
+}
+
 // A crash between the file and the log leaves a secret that nobody else heard of: it does no harm, and goes with the next
 // rotation.
 func TestRotationThatNeverBegan(t *testing.T) {
