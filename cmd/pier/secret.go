@@ -81,7 +81,7 @@ func (o *controlOptions) watchSecret(cmd *cobra.Command, s client.SecretStatus) 
 		}
 		select {
 		case <-cmd.Context().Done():
-			return s, cmd.Context().Err()
+			return s, fmt.Errorf("the rotation goes on without this command: %w", cmd.Context().Err())
 		case <-tick.C:
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
