@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -58,10 +59,14 @@ func (a *API) getDoctor(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := make([][]client.Finding, len(nodes)+1)
+	found := make([][]client.Finding, len(nodes)+2)
 	var group errgroup.Group
 	group.Go(func() error {
 		found[len(nodes)] = append(a.ownDiagnosis(ctx).Findings, a.checkQuorum(ctx), a.checkVersions(nodes))
+		return nil
+	})
+	group.Go(func() error {
+		found[len(nodes)+1] = a.checkRotation(ctx)
 		return nil
 	})
 	for i, n := range nodes {
@@ -198,4 +203,27 @@ func (a *API) checkIssuers(ctx context.Context) []client.Finding {
 		out = append(out, f)
 	}
 	return out
+}
+
+// checkRotation says nothing where it can't be told: then the quorum is what is to be mended.
+func (a *API) checkRotation(ctx context.Context) []client.Finding {
+	s, err := a.cluster.SecretStatus(ctx)
+	if err != nil {
+		a.logger.Warn("how far the cluster's secret is can't be told now", "request", exchangeOf(ctx).id, "err", err)
+		return nil
+	}
+	f := rotationFinding(s)
+	f.Node = a.cfg.Name
+	return []client.Finding{f}
+}
+
+func rotationFinding(s client.SecretStatus) client.Finding {
+	const check = "rotation"
+	if len(s.Waiting) == 0 {
+		return client.Fine(check, "no node keeps the cluster's secret from being replaced")
+	}
+	return client.Finding{
+		Check: check, Level: client.LevelWarning, Message: "the replacement of the cluster's secret (step " + s.Step + ") waits for " + oneLine(strings.Join(s.Waiting, ", ")),
+		Remedy: "start those nodes, or remove them; `pier cluster secret status` says what keeps each",
+	}
 }

@@ -42,7 +42,7 @@ func TestDoctorAsksAllNodes(t *testing.T) {
 	check := func(want map[string]string) {
 		t.Helper()
 		got := f.doctor()
-		for _, x := range []string{"node-0 own node-0", "node-1 own node-1", "node-2 own node-2", "node-0 quorum", "node-0 versions", "node-1 clock", "node-2 clock"} {
+		for _, x := range []string{"node-0 own node-0", "node-1 own node-1", "node-2 own node-2", "node-0 quorum", "node-0 versions", "node-0 rotation", "node-1 clock", "node-2 clock"} {
 			if _, ok := want[x]; !ok {
 				want[x] = client.LevelOK
 			}
@@ -88,5 +88,15 @@ func TestClocks(t *testing.T) {
 	// An answer that took long says little.
 	if f := clocks("b", "a", now.Add(-50*time.Second), now.Add(-time.Minute), now); f.Level != client.LevelOK {
 		t.Errorf("within the time that the answer took: %+v", f)
+	}
+}
+
+// A rotation that a node keeps from going on is one to look at; one that goes its way is not.
+func TestRotationFinding(t *testing.T) {
+	if f := rotationFinding(client.SecretStatus{Step: "keep"}); f.Level != client.LevelOK {
+		t.Errorf("%+v", f)
+	}
+	if f := rotationFinding(client.SecretStatus{Step: "roll", Waiting: []string{"n2"}}); f.Level != client.LevelWarning || !strings.Contains(f.Message, "n2") || f.Remedy == "" {
+		t.Errorf("%+v", f)
 	}
 }
