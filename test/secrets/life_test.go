@@ -48,6 +48,7 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	l.people()
 	l.strangers()
 	l.pushes()
+	l.outsiders()
 	l.invites()
 	l.outages()
 	l.rotates()
@@ -241,7 +242,7 @@ func (l *life) people() {
 	l.must(err)
 	var kept map[string]struct{ Token string }
 	l.must(json.Unmarshal(logins, &kept))
-	l.keepToken("the token of pier login", kept[n.URL].Token)
+	l.keepToken(kept[n.URL].Token)
 	_, _ = l.pier(n, "", nil, "user", "ls", "--server", n.URL)
 	_, _ = l.pier(n, "", nil, "user", "ls", "--server", n.URL, "-o", "json")
 
@@ -275,17 +276,18 @@ func (l *life) tokens(n *process.Node, form url.Values) tokenAnswer {
 	}
 	for _, text := range []string{out.Token, out.RefreshToken} {
 		if text != "" {
-			l.keepToken("a token", text)
+			l.keepToken(text)
 		}
 	}
 	return out
 }
 
-// keepToken keeps a token, and what makes it one: the part behind its last dot.
-func (l *life) keepToken(name, text string) {
+// keepToken keeps a token, and what makes it one: the part behind its last dot. All have one name, since two that are made
+// within a second for the same are the same.
+func (l *life) keepToken(text string) {
 	l.Helper()
-	l.keep(name, text)
-	l.keep(name+"'s signature", text[strings.LastIndexByte(text, '.')+1:])
+	l.keep("a token", text)
+	l.keep("a token's signature", text[strings.LastIndexByte(text, '.')+1:])
 }
 
 // strangers try all kinds of things, with secrets in all places where people put them.
@@ -339,6 +341,39 @@ func (l *life) pushes() {
 		}
 		l.get(other, "GET", "/v2/team/app/manifests/1", nil, nil, "Authorization", root)
 		l.get(other, "DELETE", "/v2/team/app/manifests/1", nil, nil, "Authorization", root)
+	}
+}
+
+// outsiders are people of a directory and jobs of an issuer, neither of which answers.
+func (l *life) outsiders() {
+	file := func(name, secret string) string {
+		path := filepath.Join(l.dir, strings.ReplaceAll(name, " ", "-"))
+		l.must(os.WriteFile(path, []byte(l.keep(name, secret)+"\n"), 0o600))
+		return path
+	}
+	n := l.cluster.Nodes[2]
+	for _, args := range [][]string{
+		{"ldap", "corp", "--url", "ldaps://127.0.0.1:1", "--base", "dc=x", "--bind-dn", "cn=pier,dc=x", "--bind-password-file", file("the bind password", "bind: pass/word")},
+		{"oidc", "web", "--issuer", "https://127.0.0.1:1", "--client-id", "pier", "--client-secret-file", file("the client's secret", "client: secret+1")},
+	} {
+		if _, err := l.pier(n, "", nil, slices.Concat([]string{"provider", "add"}, args, []string{"-o", "json"})...); err != nil {
+			l.Errorf("provider add %s: %v", args[0], err)
+		}
+	}
+	_, _ = l.pier(n, "", nil, "provider", "ls", "-o", "json")
+	_, _ = l.pier(n, l.keep("a tested password", "tested: password"), nil, "provider", "test", "corp", "--user", "jane", "--password-stdin")
+	_, _ = l.pier(n, "", nil, "robot", "trust", "add", "ci", "--issuer", "https://127.0.0.1:1", "--audience", "pier", "--any-job", "-o", "json")
+	claims := base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"https://127.0.0.1:1","aud":"pier","exp":4000000000,"sub":"job"}`))
+	job := l.keep("a job's token", "eyJhbGciOiJSUzI1NiIsImtpZCI6IngifQ."+claims+".am9icyBzaWduYXR1cmU")
+	jane := l.keep("jane's password", "jane's own pass")
+	for _, n := range l.cluster.Nodes {
+		for _, authorization := range []string{basic("jane", jane), basic("ci", job), "Bearer " + job} {
+			l.get(n, "GET", "/v2/", nil, nil, "Authorization", authorization)
+			l.get(n, "GET", "/token", nil, nil, "Authorization", authorization)
+		}
+		form := url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "subject_token": {job}, "subject_token_type": {"urn:ietf:params:oauth:token-type:id_token"}}
+		l.get(n, "POST", "/token", []byte(form.Encode()), nil, "Content-Type", "application/x-www-form-urlencoded")
+		l.get(n, "GET", "/api/v1/login", nil, nil)
 	}
 }
 
@@ -408,8 +443,12 @@ func (l *life) allCommands(below string) {
 			continue
 		}
 		l.allCommands(words)
+		var may []string
+		if words == "token" {
+			may = []string{"a token", "a token's signature"}
+		}
 		for _, more := range [][]string{nil, {"-o", "json"}, {"alice", "-o", "json"}, {"--server", l.cluster.Nodes[0].URL, "-o", "json"}} {
-			_, _ = l.pier(l.cluster.Nodes[1], "", nil, append(strings.Fields(words), more...)...)
+			_, _ = l.pier(l.cluster.Nodes[1], "", may, append(strings.Fields(words), more...)...)
 		}
 	}
 	if below == "" && len(l.ran) < 30 {
@@ -437,8 +476,8 @@ func (l *life) gatherAll() {
 		data, err := os.ReadFile(path)
 		lines += bytes.Count(data, []byte(`"msg":"request"`))
 		var may []string
-		if !strings.HasSuffix(path, ".log") {
-			may = []string{"carol's hash"} // the state and its log have hashes
+		if strings.HasSuffix(path, ".db") { // the state and its log have hashes, and what providers want to see
+			may = []string{"carol's hash", "the bind password", "the client's secret"}
 		}
 		l.Gather(path, data, may...)
 		return err
