@@ -173,6 +173,9 @@ func newToken() *cobra.Command {
 			if !ok {
 				return fmt.Errorf("there is no login to %q; pier login makes one", o.server)
 			}
+			if login.Cert != "" {
+				return fmt.Errorf("the login to %s is a certificate, which gives no token that lasts; docker and podman take it themselves (certs.d)", o.server)
+			}
 			user, ends := login.Whose()
 			if !time.Now().Before(ends) {
 				return fmt.Errorf("the login to %s has ended; log in again (pier login)", o.server)

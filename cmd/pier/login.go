@@ -72,6 +72,7 @@ func (l logins) save() error {
 func newLogin() *cobra.Command {
 	o := &userOptions{}
 	user, ca, insecure, browser, port := "", "", false, false, 0
+	shown := client.Login{}
 	cmd := &cobra.Command{
 		Use: "login [--oidc [PROVIDER]]", Short: "Log in to a node over the network, for the other commands with --server", Args: cobra.MaximumNArgs(1),
 		Long: "Log in to a node over the network, for the other commands with --server and for docker login (pier token).\n\n" +
@@ -85,6 +86,9 @@ func newLogin() *cobra.Command {
 			if len(args) > 0 && !browser {
 				return &exitError{exitUsage, "a provider is for --oidc; a user goes with --user"}
 			}
+			if (shown.Cert == "") != (shown.Key == "") || shown.Cert != "" && (user != "" || browser) {
+				return &exitError{exitUsage, "--client-cert and --client-key belong together, and are a login of their own"}
+			}
 			if !insecure && !isPrivate(o.server) {
 				return &exitError{exitUsage, fmt.Sprintf("the password would travel to %s in the open: give --server as https://…, or say --insecure-http", o.server)}
 			}
@@ -96,12 +100,16 @@ func newLogin() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c := client.New(client.Options{Server: o.server, Login: client.Login{CA: pem + "\n" + installedCA(o.server)}})
+			shown.CA = pem + "\n" + installedCA(o.server)
+			c := client.New(client.Options{Server: o.server, Login: shown})
 			var login client.Login
-			if browser {
+			switch {
+			case shown.Cert != "":
+				user, login, err = logInByCertificate(cmd, c, shown)
+			case browser:
 				login, err = logInByBrowser(cmd, c, strings.Join(args, ""), port)
 				user, _ = login.Whose()
-			} else {
+			default:
 				user, login, err = o.logIn(cmd, c, user)
 			}
 			if err != nil {
@@ -122,8 +130,21 @@ func newLogin() *cobra.Command {
 	cmd.Flags().BoolVar(&insecure, "insecure-http", false, "log in without TLS even where others can listen in on the password")
 	cmd.Flags().BoolVar(&browser, "oidc", false, "log in in a browser, at an OpenID provider that the registry knows")
 	cmd.Flags().IntVar(&port, "port", 0, "with --oidc: the port on this machine that the browser comes back to; 0: any")
+	cmd.Flags().StringVar(&shown.Cert, "client-cert", "", "come in by this certificate, PEM, in place of a password; its file is read each time")
+	cmd.Flags().StringVar(&shown.Key, "client-key", "", "its key")
 	o.addStdin(cmd)
 	return cmd
+}
+
+// logInByCertificate keeps where the certificate and its key are, once the server has said whose they are.
+func logInByCertificate(cmd *cobra.Command, c *client.Client, shown client.Login) (user string, login client.Login, err error) {
+	if login.Cert, err = filepath.Abs(shown.Cert); err == nil {
+		login.Key, err = filepath.Abs(shown.Key)
+	}
+	if err == nil {
+		user, err = c.Certified(cmd.Context())
+	}
+	return user, login, err
 }
 
 // logIn logs in with a password.

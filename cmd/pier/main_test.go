@@ -49,7 +49,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("FREE", strconv.Itoa(free))
 			return err
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": setURL, "await-file": awaitFile},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": setURL, "await-file": awaitFile, "certificates": certificates},
 	})
 }
 

@@ -178,6 +178,9 @@ func (o *providerOptions) add(cmd *cobra.Command, p client.Provider) error {
 	if err := o.client().AddProvider(cmd.Context(), client.ProviderRequest{Provider: p, Replace: o.replace}); err != nil {
 		return err
 	}
+	if p.OIDC != nil {
+		return o.show(cmd, p.Shown(), "added %s; `pier login --oidc %s` logs in there, and `pier doctor` tells which nodes can't reach it", p.Name, p.Name)
+	}
 	return o.show(cmd, p.Shown(), "added %s; `pier provider test %s --user NAME` tries a login", p.Name, p.Name)
 }
 
