@@ -170,7 +170,7 @@ func refusedWith(t *testing.T, env []string, what, pattern, name string, args ..
 func complaint(out string) string {
 	var lines []string
 	for _, line := range strings.Split(out, "\n") {
-		if regexp.MustCompile(`(?i)error|denied|unauthorized|forbidden|fail|x509|insufficient`).MatchString(line) {
+		if regexp.MustCompile(`(?i)error|denied|unauthorized|forbidden|fail|invalid|x509|insufficient`).MatchString(line) {
 			lines = append(lines, line)
 		}
 	}
