@@ -32,6 +32,8 @@ type Access struct {
 	// TokenLife is how long an access token is good (default 5 minutes), RefreshLife one that stands for a password
 	// (default 30 days).
 	TokenLife, RefreshLife time.Duration
+	// Hold is how long the answer to a login that comes too soon is kept back (default 500 ms).
+	Hold time.Duration
 	// Closed keeps everybody out until the first user is there: somebody is about to make one.
 	Closed bool
 	// Now is the clock; nil is the machine's.
@@ -64,6 +66,7 @@ type access struct {
 	cfg     Access
 	state   *fsm.State
 	logins  *auth.Logins
+	held    *desk            // logins that came too soon
 	people  *identity.People // of the providers that the picture names
 	issuers *identity.Issuers
 	logger  *slog.Logger
@@ -82,9 +85,10 @@ func newAccess(cfg Access, state *fsm.State, logger *slog.Logger) *access {
 		cfg.Keys = func() *auth.Keys { return nil }
 	}
 	orDefault(&cfg.TokenLife, 5*time.Minute)
+	orDefault(&cfg.Hold, 500*time.Millisecond)
 	orDefault(&cfg.RefreshLife, 30*24*time.Hour)
 	people := identity.NewPeople()
-	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now, people), people: people, issuers: identity.NewIssuers(cfg.Now), logger: logger}
+	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now, people), held: newDesk(), people: people, issuers: identity.NewIssuers(cfg.Now), logger: logger}
 }
 
 // directory is who there is, as this node's state has it.
@@ -201,6 +205,10 @@ func (x *access) login(r *http.Request, d *auth.Directory, name, password string
 		return c, err
 	}
 	c, err := x.logins.Login(r.Context(), d, name, password, x.source(r))
+	var many *auth.TooManyLoginsError
+	if errors.As(err, &many) {
+		x.held.hold(r.Context(), auth.SourceKey(x.source(r)), x.cfg.Hold)
+	}
 	return c, x.explain(err)
 }
 

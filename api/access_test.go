@@ -28,6 +28,7 @@ func withAccess(t *testing.T, n int, change func(*Config)) *fixture {
 			t.Fatal(err)
 		}
 		c.Access.Keys = func() *auth.Keys { return keys }
+		c.Access.Hold = time.Millisecond
 		if change != nil {
 			change(c)
 		}

@@ -62,6 +62,21 @@ func (d *desk) enter(ctx context.Context, source string) error {
 	return nil
 }
 
+// hold keeps the answer to a login that came too soon for a moment, if there is a place: who guesses without end would be answered
+// as fast as the answers can be made.
+func (d *desk) hold(ctx context.Context, source string, wait time.Duration) {
+	d.mu.Lock()
+	if d.inside >= deskPlaces || d.from[source] >= deskFromOne {
+		d.mu.Unlock()
+		return
+	}
+	d.inside++
+	d.from[source]++
+	d.mu.Unlock()
+	_ = pause(ctx, wait)
+	d.leave(source)
+}
+
 func (d *desk) leave(source string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -90,6 +90,40 @@ func TestLoginsWaitOutside(t *testing.T) {
 	all.Wait()
 }
 
+// Who guesses without end isn't answered without end; and has no more than a part of the places in which answers are kept back.
+func TestGuessersAreHeld(t *testing.T) {
+	const hold = 200 * time.Millisecond
+	f := withAccess(t, 1, func(c *Config) { c.Access.Hold = hold })
+	f.user("root")
+	guess := func() time.Duration {
+		began := time.Now()
+		got := f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "nobody"))
+		if got.StatusCode != 429 {
+			return 0
+		}
+		return time.Since(began)
+	}
+	slowed := 0
+	for range 8 {
+		took := guess()
+		if took > 0 && took < hold {
+			t.Errorf("an answer comes after %s", took)
+		}
+		if took > 0 {
+			slowed++
+		}
+	}
+	if held := f.nodes[0].api.access.held; slowed == 0 || held.inside != 0 || len(held.from) != 0 {
+		t.Errorf("%d had to wait, %d wait", slowed, held.inside)
+	}
+	d := newDesk()
+	d.from["x"], d.inside = deskFromOne, deskFromOne
+	began := time.Now()
+	if d.hold(t.Context(), "x", time.Minute); time.Since(began) > 30*time.Second || d.inside != deskFromOne {
+		t.Errorf("%d are there", d.inside)
+	}
+}
+
 // Whoever reads the log learns why clients behind a proxy that nobody named are slow.
 func TestProxyHint(t *testing.T) {
 	var mu sync.Mutex
