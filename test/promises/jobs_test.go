@@ -1,7 +1,6 @@
 package promises
 
 import (
-	"encoding/base64"
 	"net/http"
 	"testing"
 	"time"
@@ -14,25 +13,36 @@ import (
 	"pier/test/harness"
 )
 
+// jobs starts an issuer, until it is stopped, and gives robots whose jobs come in by its ID tokens, with what was granted.
+func (g *guarded) jobs() (job func(robot, granted string) *someone, stop func()) {
+	g.T.Helper()
+	issuer, err := mockoidc.Run()
+	g.Must(err)
+	stop = func() { g.Must(issuer.Shutdown()) }
+	g.T.Cleanup(stop)
+	return func(robot, granted string) *someone {
+		g.T.Helper()
+		admin := g.Nodes[0].Control()
+		_, err := admin.AddRobot(g.T.Context(), client.RobotRequest{Name: robot, NoSecret: true, Grants: []client.Grant{grant(robot, granted)}})
+		g.Must(err)
+		g.Must(admin.AddTrust(g.T.Context(), client.TrustRequest{Rule: client.TrustRule{
+			Name: robot, Robot: robot, Issuer: issuer.Issuer(), Audience: "registry", Claims: []string{"sub=repo:team/app:*"},
+		}}))
+		token, err := issuer.Keypair.SignJWT(jwt.MapClaims{
+			"iss": issuer.Issuer(), "aud": "registry", "sub": "repo:team/app:ref:refs/heads/main", "exp": time.Now().Add(time.Hour).Unix(),
+		})
+		g.Must(err)
+		return &someone{name: robot, secret: token}
+	}, stop
+}
+
 // A job comes in at every node by its own ID token: with two of three nodes and its issuer gone too, where the node has seen the
 // issuer's keys. A rule that is taken ends it on the nodes that hear of that.
 func TestJobsComeInEverywhere(t *testing.T) {
 	t.Parallel()
 	g := startGuarded(t, node.Tuning{})
-	issuer, err := mockoidc.Run()
-	g.Must(err)
-	stop := func() { g.Must(issuer.Shutdown()) }
-	admin := g.Nodes[0].Control()
-	_, err = admin.AddRobot(t.Context(), client.RobotRequest{Name: "ci", NoSecret: true, Grants: []client.Grant{grant("ci", "push:team/**")}})
-	g.Must(err)
-	g.Must(admin.AddTrust(t.Context(), client.TrustRequest{Rule: client.TrustRule{
-		Name: "ci", Robot: "ci", Issuer: issuer.Issuer(), Audience: "registry", Claims: []string{"sub=repo:team/app:*"},
-	}}))
-	token, err := issuer.Keypair.SignJWT(jwt.MapClaims{
-		"iss": issuer.Issuer(), "aud": "registry", "sub": "repo:team/app:ref:refs/heads/main", "exp": time.Now().Add(time.Hour).Unix(),
-	})
-	g.Must(err)
-	job := "Basic " + base64.StdEncoding.EncodeToString([]byte("ci:"+token))
+	robot, stop := g.jobs()
+	job := robot("ci", "push:team/**").basic()
 	img := harness.NewImage("team/app", "job", 100<<10)
 	for _, x := range g.Nodes {
 		g.Eventually(x.Name+" knows the rule", func() bool {

@@ -138,7 +138,7 @@ func (g *guarded) ways(s *someone) map[string]func(x *harness.Client) error {
 		return verdict(resp, body)
 	}
 	password, token, refresh := s.basic(), s.bearer(), s.refresh // what it had before it was changed
-	return map[string]func(x *harness.Client) error{
+	out := map[string]func(x *harness.Client) error{
 		"token":    func(x *harness.Client) error { return pull(x, token) },
 		"password": func(x *harness.Client) error { return pull(x, password) },
 		"refresh": func(x *harness.Client) error {
@@ -149,6 +149,10 @@ func (g *guarded) ways(s *someone) map[string]func(x *harness.Client) error {
 			return pull(x, "Bearer "+fresh)
 		},
 	}
+	if refresh == "" { // a job's ID token is all that it gets
+		delete(out, "refresh")
+	}
+	return out
 }
 
 // endings are all that ends somebody's being let in, each with who it happens to.
@@ -172,7 +176,16 @@ func (g *guarded) endings() map[string]func(ctl *client.Client) (*someone, func(
 	disable := func(ctl *client.Client, name string) error {
 		return ctl.ChangePrincipal(ctx, client.PrincipalChange{Name: name, Disabled: &yes})
 	}
+	job, _ := g.jobs()
 	return map[string]func(ctl *client.Client) (*someone, func() error){
+		"a trust rule that goes": func(ctl *client.Client) (*someone, func() error) {
+			s := job("job-a", "pull:team/app")
+			return s, func() error { return ctl.RemoveTrust(ctx, client.NameRequest{Name: s.name}) }
+		},
+		"a job's robot that is disabled": func(ctl *client.Client) (*someone, func() error) {
+			s := job("job-b", "pull:team/app")
+			return s, func() error { return disable(ctl, s.name) }
+		},
 		"a disabled user": user(disable), "a removed user": user(remove), "a disabled robot": robot(disable), "a removed robot": robot(remove),
 		"a changed password": user(func(ctl *client.Client, name string) error {
 			other := "another password"
