@@ -5,22 +5,21 @@
 #   lan.sh COMMAND…
 set -eu
 mount -t tmpfs tmpfs /run
-cp -a /etc/containers /run/containers.etc
-for dir in /etc/docker /etc/containerd /etc/containers /etc/pier /var/lib/docker /var/lib/containerd /var/lib/containers; do
-  mkdir -p "$dir"
+mkdir /run/lock /run/etc /run/etc.work
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc.work /etc
+rm -rf /etc/docker /etc/containerd /etc/containers/certs.d /etc/pier
+mkdir /etc/pier
+for dir in /var/lib/docker /var/lib/containerd /var/lib/containers; do
+  mkdir -p "$dir" # as the programs would
   mount -t tmpfs tmpfs "$dir"
 done
-rm -rf /run/containers.etc/certs.d
-cp -a /run/containers.etc/. /etc/containers/
-mkdir /run/lock
 
-cp /etc/hosts /run/hosts
 ip link set lo up
 ip link add name lan0 type bridge
 ip addr add 10.99.0.1/24 dev lan0
 ip link set lan0 up
 for i in 1 2 3; do
-  echo "10.99.0.1$i registry$i.lan node$i" >>/run/hosts
+  echo "10.99.0.1$i registry$i.lan node$i" >>/etc/hosts
   ip netns add "node$i"
   ip link add name "port$i" type veth peer name eth0 netns "node$i"
   ip link set "port$i" master lan0 up
@@ -28,5 +27,4 @@ for i in 1 2 3; do
   ip -n "node$i" addr add "10.99.0.1$i/24" dev eth0
   ip -n "node$i" link set eth0 up
 done
-mount --bind /run/hosts /etc/hosts
 exec "$@"
