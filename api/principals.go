@@ -112,6 +112,9 @@ func (a *API) change(ctx context.Context, name string, edit func(*fsm.Principal)
 		_, err := a.propose(ctx, fsm.PutPrincipal{Principal: p, Was: was})
 		return err
 	}
+	if len(access.Providers) > 0 {
+		return refuse(http.StatusNotFound, codeNameUnknown, "no user or robot %.80q; whom a provider knows gets a record first: pier user add %.80s --provider NAME", name, name)
+	}
 	return fsm.ErrPrincipalUnknown
 }
 

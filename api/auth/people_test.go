@@ -1,9 +1,11 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ type book struct {
 	silent bool
 	asked  []string
 	stuck  chan struct{}
+	after  error // what who was stuck hears; nil: ErrNoAnswer
 }
 
 func (b *book) answer(ctx context.Context, what, provider, name string, right bool) (Caller, error) {
@@ -33,7 +36,7 @@ func (b *book) answer(ctx context.Context, what, provider, name string, right bo
 		defer b.mu.Lock()
 		select {
 		case <-stuck:
-			return Caller{}, ErrNoAnswer
+			return Caller{}, cmp.Or(b.after, ErrNoAnswer)
 		case <-ctx.Done():
 			return Caller{}, ctx.Err()
 		}
@@ -85,7 +88,7 @@ func TestWhoIsAsked(t *testing.T) {
 	d := NewDirectory(true, []Principal{
 		{Name: "local", Kind: KindUser, Password: cheapHash(t, "its own")}, {Name: "ci", Kind: KindRobot},
 		{Name: "bob", Kind: KindUser, Provider: "corp", Groups: []string{"ops"}, Generation: 9},
-		{Name: "off", Kind: KindUser, Provider: "corp", Disabled: true}, {Name: "single", Kind: KindUser, Provider: "oidc"},
+		{Name: "off", Kind: KindUser, Provider: "corp", Disabled: true}, {Name: "single", Kind: KindUser, Provider: "oidc", Password: cheapHash(t, "right one")},
 		{Name: "lost", Kind: KindUser, Provider: "gone"},
 	}, nil, corp(), Provider{Name: "oidc", Generation: 6})
 	for _, x := range []struct {
@@ -188,6 +191,69 @@ func TestGuessingAtAProvider(t *testing.T) {
 	if err := login("alice", "right one"); !errors.As(err, &slowed) || len(b.heard()) != 5 {
 		t.Errorf("a guess too many: %v", err)
 	}
+	for i := range 20 {
+		_ = login(fmt.Sprint("user", i), "guess")
+	}
+	if err := login("another", "guess"); !errors.As(err, &slowed) {
+		t.Errorf("an address that tries many names: %v", err)
+	}
+}
+
+// Who was right from there of late is not kept out by strangers; and who has missed often there is asked for each time.
+func TestKnownAtAProvider(t *testing.T) {
+	l, c, b := withBook(t, "alice:right one")
+	d := NewDirectory(true, nil, nil, corp())
+	login := func(password, source string) error {
+		_, err := l.Login(t.Context(), d, "alice", password, source)
+		return err
+	}
+	const home = "192.0.2.9"
+	if err := login("right one", home); err != nil {
+		t.Fatal(err)
+	}
+	c.pass(cacheLife)
+	for range 5 {
+		_ = login("guess", "192.0.2.1")
+	}
+	var slowed *TooManyLoginsError
+	if err := login("right one", "192.0.2.1"); !errors.As(err, &slowed) {
+		t.Errorf("a stranger doesn't wait: %v", err)
+	}
+	if err := login("right one", home); err != nil {
+		t.Errorf("who is known there: %v", err)
+	}
+	for range maxMisses {
+		_ = login("guess", home)
+	}
+	b.heard()
+	if err := login("right one", home); !errors.As(err, &slowed) || b.heard() != nil {
+		t.Errorf("after many misses what is remembered still answers: %v", err)
+	}
+}
+
+// Guesses that come all at once are no more than those that come one by one.
+func TestGuessesAllAtOnce(t *testing.T) {
+	l, _, b := withBook(t, "alice:right one")
+	b.stuck, b.after = make(chan struct{}), ErrWrongLogin
+	d := NewDirectory(true, nil, nil, corp())
+	const many = maxAsks + maxWaiting
+	answers := make(chan error, many)
+	for i := range many {
+		go func() {
+			_, err := l.Login(t.Context(), d, "alice", "guess", fmt.Sprint("192.0.2.", i))
+			answers <- err
+		}()
+	}
+	for len(l.asks.places) < maxAsks || l.asks.waits() < maxWaiting {
+		runtime.Gosched()
+	}
+	close(b.stuck)
+	for range many {
+		<-answers
+	}
+	if n := len(b.heard()); n > 2*maxAsks {
+		t.Errorf("%d guesses were tried", n)
+	}
 }
 
 // A provider that hangs holds up those who come in by it, a bounded number of them, and nobody else.
@@ -268,7 +334,11 @@ func TestAgain(t *testing.T) {
 	if _, err := l.Again(t.Context(), d, Caller{Kind: KindUser, Name: "local", Generation: 3}, "x"); err != nil || b.heard() != nil {
 		t.Errorf("a local user: %v", err)
 	}
-	b.as = "bob"
+	for _, b.as = range []string{"bob", "carol"} {
+		if got, err := l.Again(t.Context(), d, alice, "x"); !errors.Is(err, ErrWrongLogin) {
+			t.Errorf("%s answers: %+v, %v", b.as, got, err)
+		}
+	}
 	if got, err := l.Again(t.Context(), d, alice, "x"); !errors.Is(err, ErrWrongLogin) {
 		t.Errorf("somebody else answers: %+v, %v", got, err)
 	}
@@ -332,6 +402,13 @@ func TestOutsidersAreRenewed(t *testing.T) {
 	if got := d.Foremost([]string{"ops", "dev", "all"}); !slices.Equal(got, []string{"dev", "all", "ops"}) {
 		t.Errorf("the groups come as %v", got)
 	}
+}
+
+// waits counts those in the line.
+func (l *line) waits() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting
 }
 
 func withGeneration(c Caller, generation uint64) Caller {

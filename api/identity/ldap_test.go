@@ -147,6 +147,22 @@ func TestServersThatAreNone(t *testing.T) {
 	}
 }
 
+// What a server may send is bounded, not only for how long.
+func TestAnswersAreBounded(t *testing.T) {
+	l := example()
+	l.Insecure = true
+	l.URLs = []string{server(t, func(conn net.Conn) {
+		_, _ = conn.Write([]byte{0x30, 0x84, 0x7f, 0xff, 0xff, 0xff})
+		pour(conn, bytes.Repeat([]byte{0x04, 0x00}, 32<<10))
+	})}
+	d := newDirectory(l)
+	d.whole, d.each = time.Minute, time.Minute
+	_, err := d.ask(t.Context(), question{user: "alice", password: "x", note: func(string, ...any) {}})
+	if !errors.Is(err, auth.ErrNoAnswer) || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("%v", err)
+	}
+}
+
 func pour(conn net.Conn, data []byte) {
 	for {
 		if _, err := conn.Write(data); err != nil {

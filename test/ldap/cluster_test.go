@@ -5,7 +5,6 @@ package ldap
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"io/fs"
 	"net/http"
 	"net/url"
@@ -13,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,7 +36,7 @@ func secretOf(name string) string { return name + "'s own secret" }
 
 func basic(name string) string { return harness.Basic(name, secretOf(name)) }
 
-func startRegistry(t *testing.T) *registry {
+func startRegistry(t testing.TB) *registry {
 	t.Helper()
 	g := &registry{dir: Start(t), img: harness.NewImage("team/app", "1", 100<<10)}
 	g.proxy = g.dir.Proxy()
@@ -133,8 +133,10 @@ func (g *registry) noSecrets() {
 
 // People of the directory come in at every node, do what their groups may, and no more.
 func TestPeopleOfTheDirectory(t *testing.T) {
+	t.Parallel()
 	g := startRegistry(t)
 	token, _ := g.logIn(g.Nodes[0], "alice")
+	var work sync.WaitGroup // wrong logins take half a second each
 	for _, x := range g.Nodes {
 		for what, c := range map[string]struct {
 			credentials string
@@ -145,14 +147,17 @@ func TestPeopleOfTheDirectory(t *testing.T) {
 			"injection": {harness.Basic("*)(uid=*", secretOf("alice")), 401}, "injection more": {harness.Basic("alice)(|(cn=*", secretOf("alice")), 401},
 			"star": {harness.Basic("*", secretOf("alice")), 401}, "local": {basic("root"), 200},
 		} {
-			if got := g.pull(x, c.credentials); got != c.status {
-				t.Errorf("%s: %s: %d, want %d", x.Name, what, got, c.status)
-			}
+			work.Go(func() {
+				if got := g.pull(x, c.credentials); got != c.status {
+					t.Errorf("%s: %s: %d, want %d", x.Name, what, got, c.status)
+				}
+			})
 		}
 		if resp, body, err := x.As(basic("alice")).Do("POST", "/v2/team/app/blobs/uploads/", nil); err != nil || resp.StatusCode != 403 {
 			t.Errorf("%s: alice pushes: %s, %v", x.Name, body, err)
 		}
 	}
+	work.Wait()
 	// What is said to who is wrong doesn't tell why.
 	var answers []string
 	for _, credentials := range []string{harness.Basic("alice", "wrong"), basic("nobody"), harness.Basic("root", "wrong"), harness.Basic("*", "x")} {
@@ -187,6 +192,7 @@ func TestPeopleOfTheDirectory(t *testing.T) {
 
 // What changes in the directory counts with the next token, and what changes here at once.
 func TestPeopleThatGo(t *testing.T) {
+	t.Parallel()
 	g := startRegistry(t)
 	_, alice := g.logIn(g.Nodes[0], "alice")
 	status, access := g.refresh(g.Nodes[1], alice)
@@ -283,6 +289,7 @@ func TestWithoutTheDirectory(t *testing.T) {
 
 // The last node, without a majority, still asks the directory.
 func TestLastNodeAsksTheDirectory(t *testing.T) {
+	t.Parallel()
 	g := startRegistry(t)
 	g.Nodes[0].Kill()
 	g.Nodes[1].Kill()
@@ -297,24 +304,23 @@ func TestLastNodeAsksTheDirectory(t *testing.T) {
 }
 
 // How long a login takes that nobody remembers, and one that is wrong.
-func TestHowLongLoginsTake(t *testing.T) {
-	g := startRegistry(t)
-	measure := func(credentials func(i int) string, want int) string {
-		var took []time.Duration
-		for i := range 15 {
-			g.ahead.Add(int64(20 * time.Minute)) // neither remembered nor counted
-			began := time.Now()
-			if got := g.pull(g.Nodes[i%3], credentials(i)); got != want {
-				t.Fatalf("%d, want %d", got, want)
+func BenchmarkLogin(b *testing.B) {
+	g := startRegistry(b)
+	for _, x := range []struct {
+		name        string
+		credentials string
+		want        int
+	}{
+		{"right, of the directory", basic("alice"), 200}, {"right, of the cluster", basic("root"), 200}, {"wrong password there", harness.Basic("alice", "wrong"), 401},
+		{"unknown everywhere", basic("nobody"), 401}, {"wrong password here", harness.Basic("root", "wrong"), 401},
+	} {
+		b.Run(x.name, func(b *testing.B) {
+			for b.Loop() {
+				g.ahead.Add(int64(20 * time.Minute)) // neither remembered nor counted
+				if got := g.pull(g.Nodes[0], x.credentials); got != x.want {
+					b.Fatalf("%d, want %d", got, x.want)
+				}
 			}
-			took = append(took, time.Since(began))
-		}
-		slices.Sort(took)
-		return fmt.Sprintf("%s (median), %s (p90)", took[len(took)/2].Round(100*time.Microsecond), took[len(took)*9/10].Round(100*time.Microsecond))
+		})
 	}
-	t.Logf("right, of the directory: %s", measure(func(int) string { return basic("alice") }, 200))
-	t.Logf("right, of the cluster: %s", measure(func(int) string { return basic("root") }, 200))
-	t.Logf("wrong password there: %s", measure(func(int) string { return harness.Basic("alice", "wrong") }, 401))
-	t.Logf("unknown everywhere: %s", measure(func(i int) string { return basic(fmt.Sprint("nobody", i)) }, 401))
-	t.Logf("wrong password here: %s", measure(func(int) string { return harness.Basic("root", "wrong") }, 401))
 }

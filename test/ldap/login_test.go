@@ -48,6 +48,10 @@ func TestLogin(t *testing.T) {
 	locked := s.Person("locked", "locked's password")
 	s.Person("twin", "twin's password")
 	s.Add("uid=twin,"+Groups, "account", "simpleSecurityObject", "userPassword=twin's password")
+	for _, ou := range []string{"a", "b", "c"} {
+		s.Add("ou="+ou+","+People, "organizationalUnit")
+		s.Add("uid=triplet,ou="+ou+","+People, "account", "simpleSecurityObject", "userPassword=triplet's password")
+	}
 	s.Person("many", "many's password", "uid=more")
 	s.Person("odd", "odd's password", "uid=odd one")
 	s.Set(locked, "pwdAccountLockedTime", "000001010000Z")
@@ -66,7 +70,7 @@ func TestLogin(t *testing.T) {
 		{"alice@example.org", "alice's password", "alice", []string{"developers", "ops"}},
 		{"alice", "alice's passworD", "", nil}, {"alice", "", "", nil}, {"alice", "bob's password", "", nil},
 		{"alice", strings.Repeat("x", 10_000), "", nil}, {"nobody", "alice's password", "", nil}, {"", "", "", nil},
-		{"bob", "bob's password", "", nil}, {"locked", "locked's password", "", nil}, {"twin", "twin's password", "", nil},
+		{"bob", "bob's password", "", nil}, {"locked", "locked's password", "", nil}, {"twin", "twin's password", "", nil}, {"triplet", "triplet's password", "", nil},
 		{"many", "many's password", "", nil}, {"odd", "odd's password", "", nil},
 		{"*", "alice's password", "", nil}, {"*)(uid=*", "alice's password", "", nil}, {"alice)(&", "alice's password", "", nil},
 		{"alice)(|(uid=*", "alice's password", "", nil}, {`\2a`, "alice's password", "", nil}, {"al*", "alice's password", "", nil},
@@ -122,6 +126,26 @@ func TestAgain(t *testing.T) {
 	s.Remove(alice)
 	if c, err := again(); !errors.Is(err, auth.ErrWrongLogin) {
 		t.Errorf("gone: %+v, %v", c, err)
+	}
+}
+
+// A name is whose of the first directory that has it.
+func TestTwoDirectories(t *testing.T) {
+	first, second := Start(t), Start(t)
+	first.Person("alice", "alice's password")
+	second.Person("alice", "another's password")
+	second.Person("bob", "bob's password")
+	a, b := first.provider(), second.provider()
+	p := identity.NewPeople()
+	p.Set([]identity.Provider{{Provider: client.Provider{Name: "a", LDAP: &a}}, {Provider: client.Provider{Name: "b", LDAP: &b}}})
+	for _, x := range []struct{ provider, name, password, from string }{
+		{"", "alice", "alice's password", "a"}, {"", "alice", "another's password", ""}, {"b", "alice", "another's password", "b"},
+		{"", "bob", "bob's password", "b"}, {"a", "bob", "bob's password", ""}, {"", "carol", "x", ""},
+	} {
+		c, err := p.Check(t.Context(), x.provider, x.name, x.password)
+		if c.Provider != x.from || (err == nil) != (x.from != "") || err != nil && !errors.Is(err, auth.ErrWrongLogin) {
+			t.Errorf("%s at %q: %+v, %v", x.name, x.provider, c, err)
+		}
 	}
 }
 
