@@ -24,15 +24,21 @@ type client interface {
 	pull(node, repo string) (string, error)
 }
 
+func all() map[string]func(*testing.T, kit) client {
+	return map[string]func(*testing.T, kit) client{
+		"docker": newDocker, "podman": newPodman, "skopeo": newSkopeo, "ctr": newCtr,
+		"crane": newCrane, "oras": newOras, "regctl": newRegctl, "helm": newHelm,
+	}
+}
+
+func passwordOf(name string) string { return name + " pass:word" }
+
 // programs are what people use, each with a user of its own in the group dev.
 func programs(t *testing.T) {
 	must := must(t)
 	must(on("node1", "pier", "access", "grant", "group:dev", "push", "team/**"))
-	for name, c := range map[string]func(*testing.T, kit) client{
-		"docker": newDocker, "podman": newPodman, "skopeo": newSkopeo, "ctr": newCtr,
-		"crane": newCrane, "oras": newOras, "regctl": newRegctl, "helm": newHelm,
-	} {
-		password := name + " pass:word"
+	for name, c := range all() {
+		password := passwordOf(name)
 		must(attempt(home("node2"), nil, password+"\n", "ip", "netns", "exec", "node2", "pier", "user", "add", name, "--group", "dev", "--password-stdin"))
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -27,6 +27,7 @@ func TestSecure(t *testing.T) {
 	t.Run("a disabled user", disabled)
 	t.Run("from elsewhere", elsewhere)
 	t.Run("programs", programs)
+	t.Run("a new secret", rotated)
 }
 
 const (
@@ -126,6 +127,35 @@ func elsewhere(t *testing.T) {
 	server := "https://" + names()[1]
 	want(t, must(typed("/", "pier --server "+server+" login", "root", rootPassword)), "logged in to "+server+" as root")
 	want(t, must(attempt("/", nil, "", "pier", "--server", server, "user", "ls")), `alice +active`)
+}
+
+// rotated replaces the cluster's secret, and with it the CA. Every program comes in with the CA from before, and then with the
+// new one in its place.
+func rotated(t *testing.T) {
+	must := must(t)
+	want(t, must(on("node2", "pier", "cluster", "secret", "rotate")), "every node uses the new secret")
+	t.Run("with the old CA", func(t *testing.T) { everyProgram(t, "old") })
+	print := regexp.MustCompile(`"fingerprint": "([0-9a-f]+)"`).FindStringSubmatch(must(on("node3", "pier", "ca", "-o", "json")))
+	if print == nil {
+		t.Fatal("pier ca has no fingerprint")
+	}
+	must(attempt("/", nil, "", "pier", "trust", names()[0], names()[1], names()[2], "--install", "--fingerprint", print[1]))
+	t.Run("with the new CA", func(t *testing.T) { everyProgram(t, "new") })
+}
+
+// everyProgram logs in, pushes to one node and pulls from another.
+func everyProgram(t *testing.T, tag string) {
+	for name, c := range all() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			must, c := must(t), c(t, newKit(t))
+			repo := "team/" + tag + "/" + name // Helm wants a chart's name for the last part
+			must(c.login(names()[0], name, passwordOf(name)))
+			must(c.push(names()[0], repo))
+			must(c.login(names()[1], name, passwordOf(name)))
+			t.Logf("%s, pull from another node: %s", name, lastLine(must(c.pull(names()[1], repo))))
+		})
+	}
 }
 
 // dockerImage makes an image of one layer in the engine.
