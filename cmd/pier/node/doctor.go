@@ -15,7 +15,6 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"pier/api/client"
-	"pier/cluster"
 )
 
 const (
@@ -150,15 +149,12 @@ func (d *doctor) secret() client.Finding {
 	return client.Fine(check, "the cluster's secret is for its user alone")
 }
 
-const (
-	// A rotation takes seconds where all nodes are well.
-	rotationLate = 10 * time.Minute
-	// oldSecretSoon is when clients should have been told to trust the new CA.
-	oldSecretSoon = 7 * 24 * time.Hour
-)
+// oldSecretSoon is when clients should have been told to trust the new CA.
+const oldSecretSoon = 7 * 24 * time.Hour
 
+// rotation is this node's part in it. For whom all wait is asked once, not of each node.
 func (d *doctor) rotation() client.Finding {
-	const check = "rotation"
+	const check = "new-secret"
 	r, known, fault, err := d.inst.cluster.OwnRotation()
 	now := time.Now()
 	switch {
@@ -168,15 +164,13 @@ func (d *doctor) rotation() client.Finding {
 		return client.Finding{}
 	case fault != "":
 		return problemOf(check, "it can't follow the rotation of the cluster's secret: "+fault, "mend that; if the node that began is lost for good, remove it and say `pier cluster secret rotate` again")
-	case waits(r, now) && now.Sub(time.UnixMilli(r.Begun)) > rotationLate && r.Step != cluster.StepDrop:
-		return warningOf(check, "the rotation of the cluster's secret waits", "`pier cluster secret status` says for which node")
 	}
 	for _, s := range r.Secrets[1:] {
 		if end := time.UnixMilli(s.Until); s.Until != 0 && end.Sub(now) < oldSecretSoon && d.node.cfg.Access.TLS == "auto" && r.Keep > oldSecretSoon.Milliseconds() {
 			return warningOf(check, "clients that trust only the old CA are cut off at "+end.UTC().Format(time.RFC3339), "make all trust the new one: pier trust HOST:PORT --install")
 		}
 	}
-	return client.Fine(check, "the rotation of the cluster's secret waits for nobody")
+	return client.Fine(check, "it has the secrets that the cluster wants")
 }
 
 func (d *doctor) directory() client.Finding {

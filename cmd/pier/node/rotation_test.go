@@ -46,7 +46,7 @@ func TestDoctorLooksAtTheRotation(t *testing.T) {
 	}{
 		{"nobody has the secret", client.LevelProblem, "no member that answers has the secret lost", cluster.Rotation{Step: cluster.StepAdd, Secrets: []cluster.WantedSecret{own, lost}}},
 		{"the old CA ends soon", client.LevelWarning, "are cut off at", cluster.Rotation{Step: cluster.StepKeep, Secrets: []cluster.WantedSecret{own, ends}, Keep: (30 * day).Milliseconds()}},
-		{"over", client.LevelOK, "waits for nobody", cluster.Rotation{Step: cluster.StepDone, Secrets: []cluster.WantedSecret{own}}},
+		{"over", client.LevelOK, "has the secrets", cluster.Rotation{Step: cluster.StepDone, Secrets: []cluster.WantedSecret{own}}},
 	} {
 		put(c.r)
 		deadline := time.After(20 * time.Second)
