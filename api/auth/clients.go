@@ -36,6 +36,7 @@ type Clients struct {
 	mu       sync.Mutex
 	read     stamp
 	pool     *x509.CertPool
+	ends     time.Time // of the CA that ends first
 	fault    error
 	verdicts map[[sha256.Size]byte]verdict // a client shows the same certificate with each request
 }
@@ -83,8 +84,9 @@ func (c *Clients) refresh() {
 		return
 	}
 	var pool *x509.CertPool
+	var ends time.Time
 	if err == nil {
-		pool, err = readBundle(c.path)
+		pool, ends, err = readBundle(c.path)
 	}
 	if err != nil {
 		if c.pool != nil && (c.fault == nil || c.fault.Error() != err.Error()) {
@@ -96,19 +98,20 @@ func (c *Clients) refresh() {
 	if c.pool != nil {
 		c.logger.Info("the CAs for client certificates were read again")
 	}
-	c.read, c.pool, c.fault, c.verdicts = now, pool, nil, make(map[[sha256.Size]byte]verdict)
+	c.read, c.pool, c.ends, c.fault, c.verdicts = now, pool, ends, nil, make(map[[sha256.Size]byte]verdict)
 }
 
 // readBundle takes a file whole or not at all: one that is cut off would silently shut somebody out.
-func readBundle(path string) (*x509.CertPool, error) {
+func readBundle(path string) (pool *x509.CertPool, ends time.Time, err error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, ends, err
 	}
 	if len(data) > maxBundle {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, maxBundle)
+		return nil, ends, fmt.Errorf("%s has more than %d bytes", path, maxBundle)
 	}
-	pool, found := x509.NewCertPool(), 0
+	found := 0
+	pool = x509.NewCertPool()
 	for {
 		var block *pem.Block
 		if block, data = pem.Decode(data); block == nil {
@@ -116,18 +119,28 @@ func readBundle(path string) (*x509.CertPool, error) {
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if block.Type != "CERTIFICATE" || err != nil {
-			return nil, fmt.Errorf("%s: block %d (%.40s) is no certificate", path, found+1, block.Type)
+			return nil, ends, fmt.Errorf("%s: block %d (%.40s) is no certificate", path, found+1, block.Type)
 		}
 		if !cert.BasicConstraintsValid || !cert.IsCA {
-			return nil, fmt.Errorf("%s: certificate %d (%.80s) is no CA's; the file is for the CAs of clients, not for clients", path, found+1, cert.Subject)
+			return nil, ends, fmt.Errorf("%s: certificate %d (%.80s) is no CA's; the file is for the CAs of clients, not for clients", path, found+1, cert.Subject)
 		}
 		pool.AddCert(cert)
+		if found == 0 || cert.NotAfter.Before(ends) {
+			ends = cert.NotAfter
+		}
 		found++
 	}
 	if found == 0 || bytes.Contains(data, []byte("-----BEGIN")) {
-		return nil, fmt.Errorf("%s: after %d CA certificates in PEM comes something that is none", path, found)
+		return nil, ends, fmt.Errorf("%s: after %d CA certificates in PEM comes something that is none", path, found)
 	}
-	return pool, nil
+	return pool, ends, nil
+}
+
+// Ends is when the first of the CAs in use does.
+func (c *Clients) Ends() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ends
 }
 
 // Fault is why the newest file isn't in use; nil when it is.

@@ -33,8 +33,16 @@ type testCA struct {
 func newTestCA(t *testing.T) *testCA {
 	t.Helper()
 	ca := &testCA{t: t}
-	ca.cert, ca.key = ca.make(&x509.Certificate{Subject: pkix.Name{CommonName: "clients " + t.Name()}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign})
+	ca.cert, ca.key = ca.make(&x509.Certificate{Subject: pkix.Name{CommonName: "clients " + t.Name()}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(30 * 24 * time.Hour)})
 	return ca
+}
+
+// newEndingCA is one of an hour.
+func newEndingCA(t *testing.T) *testCA {
+	t.Helper()
+	short := &testCA{t: t}
+	short.cert, short.key = short.make(&x509.Certificate{Subject: pkix.Name{CommonName: "ending"}, IsCA: true, BasicConstraintsValid: true})
+	return short
 }
 
 // make signs what the template says, by itself for the CA's own.

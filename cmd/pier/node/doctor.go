@@ -131,6 +131,9 @@ func (d *doctor) clientCAs() client.Finding {
 	if err := d.node.clients.Fault(); err != nil {
 		return problemOf(check, "the CAs from before are in use: "+err.Error(), "put CA certificates in PEM into the file of tls-client-ca; it is taken without a restart")
 	}
+	if ends := d.node.clients.Ends(); ends.Sub(d.node.opts.Tuning.Clock()) < certificateSoon {
+		return warningOf(check, fmt.Sprintf("a CA for clients' certificates ends at %s, and those that it has signed with it", ends.UTC().Format(time.RFC3339)), "add the one that follows it to the file of tls-client-ca, beside the old one, and give the clients new certificates")
+	}
 	return client.Fine(check, "the CAs for clients' certificates are in use")
 }
 

@@ -69,6 +69,7 @@ func TestDoctorFinds(t *testing.T) {
 		{"certificate", client.LevelWarning, "ends at", func() { c.ca.served(dir, "registry.lan", 48*time.Hour) }, func() { c.ca.served(dir, "registry.lan", 30*24*time.Hour) }},
 		{"names", client.LevelWarning, "registry.lan", func() { c.ca.served(dir, "other.lan", 30*24*time.Hour) }, func() { c.ca.served(dir, "registry.lan", 30*24*time.Hour) }},
 		{"client-ca", client.LevelProblem, "CAs from before", func() { c.write(in("clients.crt"), nil) }, func() { c.write(in("clients.crt"), c.ca.pem()) }},
+		{"client-ca", client.LevelWarning, "ends at", func() { c.write(in("clients.crt"), append(c.ca.pem(), newEndingCA(t).pem()...)) }, func() { c.write(in("clients.crt"), c.ca.pem()) }},
 		{"secret", client.LevelProblem, "mode 0604", chmod(secret, 0o604), chmod(secret, 0o600)},
 		{"data-directory", client.LevelWarning, "mode 0755", chmod(data, 0o755), chmod(data, 0o700)},
 		{"data-directory", client.LevelProblem, "mode 0777", chmod(data, 0o777), chmod(data, 0o700)},
