@@ -218,8 +218,30 @@ func TestWhatEndsAtOneNodeEndsAtAll(t *testing.T) {
 			}
 		}
 	}
+	g.letInAgain()
 	slices.Sort(all)
 	t.Logf("let in after the change was answered: for %s (median), at most %s, of %d", all[len(all)/2], all[len(all)-1], len(all))
+}
+
+// letInAgain disables and enables somebody: what was given out before stays ended, which is how a stolen login ends whose
+// password is still secret.
+func (g *guarded) letInAgain() {
+	g.T.Helper()
+	s := g.user("again", "pull:team/*")
+	g.logIn(g.Nodes[1], s)
+	for _, disabled := range []bool{true, false} {
+		g.Must(g.Nodes[0].Control().ChangePrincipal(g.T.Context(), client.PrincipalChange{Name: s.name, Disabled: &disabled}))
+	}
+	ways := g.ways(s)
+	for _, x := range g.Nodes {
+		g.Eventually(x.Name+" has heard of it", func() bool { return errors.Is(ways["token"](x.Client), errRefused) })
+		g.Eventually(x.Name+" lets in again by password", func() bool { return ways["password"](x.Client) == nil })
+		for _, way := range []string{"token", "refresh"} {
+			if err := ways[way](x.Client); !errors.Is(err, errRefused) {
+				g.T.Errorf("%s lets in by a %s from before: %v", x.Name, way, err)
+			}
+		}
+	}
 }
 
 // watch tries each way in at each node again and again. It returns once all of them have been let in; what it gives waits
