@@ -84,9 +84,10 @@ func withBook(t *testing.T, pages ...string) (*Logins, *clock, *book) {
 
 // Who is asked about whom, and as whom somebody comes in.
 func TestWhoIsAsked(t *testing.T) {
-	l, _, b := withBook(t, "alice:right one", "bob:right one", "local:right one", "off:right one", "ci:right one", "single:right one")
+	l, _, b := withBook(t, "alice:right one", "bob:right one", "local:right one", "off:right one", "ci:right one", "single:right one", "carol:right one")
 	d := NewDirectory(true, []Principal{
 		{Name: "local", Kind: KindUser, Password: cheapHash(t, "its own")}, {Name: "ci", Kind: KindRobot},
+		{Name: "Carol", Kind: KindUser, Password: cheapHash(t, "its own")},
 		{Name: "bob", Kind: KindUser, Provider: "corp", Groups: []string{"ops"}, Generation: 9},
 		{Name: "off", Kind: KindUser, Provider: "corp", Disabled: true}, {Name: "single", Kind: KindUser, Provider: "oidc", Password: cheapHash(t, "right one")},
 		{Name: "lost", Kind: KindUser, Provider: "gone"},
@@ -100,6 +101,7 @@ func TestWhoIsAsked(t *testing.T) {
 		{"bob", "right one", "check corp bob", Caller{Name: "bob", Groups: []string{"dev", "ops"}, Generation: 9, Provider: "corp", ProviderGeneration: 5}},
 		{"bob", "wrong", "check corp bob", Caller{}}, {"nobody", "right one", "check  nobody", Caller{}}, {"alice", "", "", Caller{}},
 		{"local", "right one", "", Caller{}}, {"local", "its own", "", Caller{Name: "local"}}, {"LOCAL", "right one", "", Caller{}},
+		{"Carol", "right one", "", Caller{}}, {"Carol", "its own", "", Caller{Name: "Carol"}},
 		{"off", "right one", "", Caller{}}, {"Off", "right one", "", Caller{}}, {"ci", "right one", "", Caller{}},
 		{"single", "right one", "", Caller{}}, {"lost", "right one", "", Caller{}}, {"al ice", "x", "", Caller{}}, {"*)(uid=*", "x", "", Caller{}},
 		{strings.Repeat("a", 65), "x", "", Caller{}}, {"anonymous", "x", "", Caller{}},

@@ -4,6 +4,7 @@ package ldap
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"io/fs"
 	"net/http"
@@ -47,7 +48,7 @@ func startRegistry(t testing.TB) *registry {
 	ctl := g.Nodes[0].Control()
 	_, err := ctl.AddUser(t.Context(), client.UserRequest{Name: "root", Password: secretOf("root")})
 	g.Must(err)
-	l := g.dir.provider(g.devs + "=developers")
+	l := g.dir.provider(g.devs+"=developers", g.dir.Group("staff", alice)+"=staff")
 	l.URLs, l.Filter = []string{g.proxy.URL}, "(&(uid={user})(!(employeeType=disabled)))"
 	g.Must(ctl.AddProvider(t.Context(), client.ProviderRequest{Provider: client.Provider{Name: "corp", LDAP: &l}}))
 	g.Must(ctl.Grant(t.Context(), client.Grant{Subject: "group:developers", Right: "pull", Pattern: "team/**"}))
@@ -136,6 +137,11 @@ func TestPeopleOfTheDirectory(t *testing.T) {
 	t.Parallel()
 	g := startRegistry(t)
 	token, _ := g.logIn(g.Nodes[0], "alice")
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	g.Must(err)
+	if !strings.Contains(string(payload), `"groups":["developers"]`) {
+		t.Errorf("the token says more of her groups than what grants need: %s", payload)
+	}
 	var work sync.WaitGroup // wrong logins take half a second each
 	for _, x := range g.Nodes {
 		for what, c := range map[string]struct {
@@ -170,7 +176,7 @@ func TestPeopleOfTheDirectory(t *testing.T) {
 	}
 	ctl := g.Nodes[1].Control()
 	report, err := ctl.TestProvider(t.Context(), client.ProviderTest{Name: "corp", User: "alice", Password: secretOf("alice")})
-	if err != nil || !report.OK || !slices.Equal(report.Groups, []string{"developers"}) {
+	if err != nil || !report.OK || !slices.Equal(report.Groups, []string{"developers", "staff"}) {
 		t.Errorf("%+v, %v", report, err)
 	}
 	findings, err := ctl.Doctor(t.Context())
