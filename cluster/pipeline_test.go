@@ -53,8 +53,8 @@ func TestPipelineWithoutReaderEnds(t *testing.T) {
 			}
 			ended := make(chan error, 1)
 			go func() {
-				for {
-					if _, err := p.AppendEntries(&raft.AppendEntriesRequest{}, &raft.AppendEntriesResponse{}); err != nil {
+				for i := uint64(1); ; i++ {
+					if _, err := p.AppendEntries(&raft.AppendEntriesRequest{PrevLogEntry: i}, &raft.AppendEntriesResponse{}); err != nil {
 						ended <- err
 						return
 					}
@@ -73,5 +73,30 @@ func TestPipelineWithoutReaderEnds(t *testing.T) {
 			}
 			_ = p.Close()
 		})
+	}
+}
+
+// What a follower has heard already isn't said again, but for once in a while; anything new is said at once.
+func TestPipelineSaysNothingTwice(t *testing.T) {
+	var p boundedPipeline
+	now := time.Unix(0, 0)
+	quiet := raft.AppendEntriesRequest{Term: 2, PrevLogEntry: 7, PrevLogTerm: 2, LeaderCommitIndex: 6}
+	full, committed, later, other := quiet, quiet, quiet, quiet
+	full.Entries = []*raft.Log{{Index: 8}}
+	committed.LeaderCommitIndex = 7
+	later.PrevLogEntry, other.Term = 8, 3
+	for i, step := range []struct {
+		request raft.AppendEntriesRequest
+		after   time.Duration
+		stale   bool
+	}{
+		{quiet, 0, false}, {quiet, quietPause - 1, true}, {quiet, 1, false}, {quiet, quietPause / 2, true},
+		{committed, 0, false}, {committed, 0, true}, {full, 0, false}, {full, 0, false}, {later, 0, false}, {later, 0, true},
+		{other, 0, false}, {other, 0, true},
+	} {
+		now = now.Add(step.after)
+		if got := p.stale(&step.request, now); got != step.stale {
+			t.Errorf("step %d: stale %v, want %v", i, got, step.stale)
+		}
 	}
 }
