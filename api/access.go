@@ -190,6 +190,9 @@ func (x *access) identify(r *http.Request, d *auth.Directory) (auth.Caller, erro
 		if !ok {
 			return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization header is not NAME:PASSWORD in base64")
 		}
+		if err := ofOwnAccord(r); err != nil {
+			return auth.Caller{}, err
+		}
 		return x.login(r, d, name, password)
 	}
 	return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization scheme is not known here; Bearer and Basic are")

@@ -269,3 +269,22 @@ func TestHeaderTricks(t *testing.T) {
 		}
 	}
 }
+
+// A browser sends a password that it has kept with whatever any page asks of it. What changes nothing can't be read there.
+func TestPagesOfOtherSites(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	f.user("bob", "push:team/**")
+	order := `{"name":"mallory","password":"a password of hers"}`
+	for i, from := range []string{"Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site", "Origin: https://evil.example", "Origin: null"} {
+		for path, own := range map[string]string{"/api/v1/access/user/add": basic(f, "root"), "/v2/team/app/blobs/uploads/": basic(f, "bob")} {
+			f.want(f.do("POST", path, order, "Authorization: "+own, from), 403, codeDenied)
+		}
+		if i < 2 {
+			f.want(f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "bob"), from), 200, "")
+		}
+	}
+	token := "Authorization: Bearer " + f.token(f.nodes[0], "bob", "repository:team/app:pull,push")
+	f.want(f.do("POST", "/v2/team/app/blobs/uploads/", nil, token, "Sec-Fetch-Site: cross-site"), 202, "")
+	f.want(f.do("POST", "/api/v1/access/user/add", order, "Authorization: "+basic(f, "root"), "Sec-Fetch-Site: same-origin"), 200, "")
+}

@@ -22,10 +22,18 @@ func (x *access) byCertificate(r *http.Request, d *auth.Directory) (auth.Caller,
 	if !ok {
 		return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the client certificate names %s, who is no active user or robot here", name)
 	}
-	// A browser shows its certificate wherever a page of anybody sends it.
-	if err := http.NewCrossOriginProtection().Check(r); err != nil {
-		return auth.Caller{}, refuse(http.StatusForbidden, codeDenied, "another site's page sent this, and a browser's certificate doesn't speak for it")
+	if err := ofOwnAccord(r); err != nil {
+		return auth.Caller{}, err
 	}
 	c.Until = until
 	return c, nil
+}
+
+// ofOwnAccord refuses what the page of another site has a browser do. It shows its certificate, and a password that was typed once at
+// /token, wherever such a page sends it; a token it has to be given. Programs say nothing of where a request comes from.
+func ofOwnAccord(r *http.Request) error {
+	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		return refuse(http.StatusForbidden, codeDenied, "another site's page sent this, and what a browser has kept of a login doesn't speak for it")
+	}
+	return nil
 }

@@ -141,7 +141,8 @@ func (l *Logins) own(ctx context.Context, d *Directory, name, password, source s
 	}
 	account, from := accountKey(name), SourceKey(source)
 	seen := l.digest(p, password, from)
-	if _, ok := l.remembers(seen, account, from); !ok {
+	// What a provider took for right a moment ago counts only as its word: it may check no passwords any more.
+	if who, ok := l.remembers(seen, account, from); !ok || who.Provider != "" {
 		if err := l.check(ctx, p, account, password, from); err != nil {
 			l.missed(account, from)
 			return Caller{}, err

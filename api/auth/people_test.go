@@ -168,6 +168,22 @@ func TestOutsidersAreRemembered(t *testing.T) {
 	}
 }
 
+// A directory's word is forgotten when an OpenID provider takes its name: the password that it took is nobody's now.
+func TestAProviderThatChecksNoPasswordsAnyMore(t *testing.T) {
+	l, _, _ := withBook(t, "bob:right one")
+	bob := Principal{Name: "bob", Kind: KindUser, Provider: "corp", Generation: 9}
+	login := func(p Provider) error {
+		_, err := l.Login(t.Context(), NewDirectory(true, []Principal{bob}, nil, p), "bob", "right one", "x")
+		return err
+	}
+	if err := login(corp()); err != nil {
+		t.Fatal(err)
+	}
+	if err := login(Provider{Name: "corp", Generation: 6}); !errors.Is(err, ErrWrongLogin) {
+		t.Errorf("the provider of that name checks no passwords: %v", err)
+	}
+}
+
 // Guesses at a provider are slowed down as others are; its silence is nobody's guess.
 func TestGuessingAtAProvider(t *testing.T) {
 	l, _, b := withBook(t, "alice:right one")
