@@ -1,0 +1,68 @@
+package api
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+)
+
+// origin is the scheme and host at which the client reached the registry.
+func (x *access) origin(r *http.Request) string {
+	if x.cfg.PublicURL != "" {
+		return strings.TrimSuffix(x.cfg.PublicURL, "/")
+	}
+	scheme, host := "http", r.Host
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	if x.trusts(r.RemoteAddr) {
+		if s := r.Header.Get("X-Forwarded-Proto"); s == "http" || s == "https" {
+			scheme = s
+		}
+		if h := r.Header.Get("X-Forwarded-Host"); h != "" {
+			host = h
+		}
+	}
+	return scheme + "://" + host
+}
+
+// source is where a request comes from, without a port: the last address that no trusted proxy has.
+func (x *access) source(r *http.Request) string {
+	source := hostOf(r.RemoteAddr)
+	if !x.trusts(r.RemoteAddr) {
+		return source
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0; i-- {
+		ip, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		source = ip.String()
+		if !x.trusts(source) {
+			break
+		}
+	}
+	return source
+}
+
+func hostOf(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host
+	}
+	return address
+}
+
+func (x *access) trusts(address string) bool {
+	ip, err := netip.ParseAddr(hostOf(address))
+	if err != nil {
+		return false
+	}
+	for _, p := range x.cfg.Proxies {
+		if p.Contains(ip.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
