@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,6 +54,20 @@ func (s *silence) Error() string {
 // Unwrap makes it a login that can't be decided.
 func (s *silence) Unwrap() []error { return []error{auth.ErrNoAnswer, s.err} }
 
+// doubt is an answer that leaves it open who somebody is, of a server that does answer, and others as it should.
+type doubt struct{ error }
+
+func (d doubt) Unwrap() error { return d.error }
+
+// doubted tells what a server says from its silence.
+func doubted(err error) error {
+	var said *ldap.Error
+	if errors.As(err, &said) && said.ResultCode < ldap.ErrorNetwork && said.ResultCode != ldap.LDAPResultBusy && said.ResultCode != ldap.LDAPResultUnavailable {
+		return doubt{err}
+	}
+	return err
+}
+
 // directory is an LDAP provider and how its servers did of late.
 type directory struct {
 	cfg    client.LDAP
@@ -92,8 +107,9 @@ type person struct {
 
 // ask puts the question to the servers in turn, beginning with the one that answered last.
 func (d *directory) ask(ctx context.Context, q question) (person, error) {
-	if !q.lookUp && (q.password == "" || len(q.password) > maxLDAPPassword) { // an empty one would bind as nobody, and succeed
-		return person{}, &refusal{reason: fmt.Sprintf("a password of %d bytes; 1 to %d are tried", len(q.password), maxLDAPPassword)}
+	// An empty one would bind as nobody, and succeed; to some servers one is empty that begins with NUL.
+	if !q.lookUp && (q.password == "" || len(q.password) > maxLDAPPassword || strings.Contains(q.password, "\x00")) {
+		return person{}, &refusal{reason: fmt.Sprintf("a password of %d bytes; 1 to %d without NUL are tried", len(q.password), maxLDAPPassword)}
 	}
 	within, cancel := context.WithTimeout(ctx, d.whole)
 	defer cancel()
@@ -119,9 +135,12 @@ func (d *directory) ask(ctx context.Context, q question) (person, error) {
 			break
 		}
 	}
-	d.mu.Lock()
-	d.rest = time.Now().Add(d.pause)
-	d.mu.Unlock()
+	// Somebody in more groups than a server will list must not keep everybody else out.
+	if slices.ContainsFunc(faults, func(err error) bool { return !errors.As(err, &doubt{}) }) {
+		d.mu.Lock()
+		d.rest = time.Now().Add(d.pause)
+		d.mu.Unlock()
+	}
 	return person{}, &silence{errors.Join(faults...)}
 }
 
@@ -170,7 +189,7 @@ func (d *directory) askServer(ctx context.Context, address string, q question) (
 	}
 	entry, err := d.find(conn, q.user)
 	if err != nil {
-		return person{}, err
+		return person{}, doubted(err)
 	}
 	q.note("%s: found %s", address, entry.DN)
 	p, err := d.named(entry)
@@ -179,7 +198,7 @@ func (d *directory) askServer(ctx context.Context, address string, q question) (
 	}
 	if !q.lookUp {
 		if err := conn.Bind(entry.DN, q.password); err != nil {
-			return person{}, bindFault(entry.DN, err)
+			return person{}, doubted(bindFault(entry.DN, err))
 		}
 		q.note("the password is right")
 		if d.groups.search() { // which the user itself may not be allowed to
@@ -190,7 +209,7 @@ func (d *directory) askServer(ctx context.Context, address string, q question) (
 	}
 	theirs, err := d.groups.of(conn, entry, p.name)
 	if err != nil {
-		return person{}, err
+		return person{}, doubted(err)
 	}
 	p.groups = d.groups.mapped(theirs, q.note)
 	return p, nil

@@ -9,8 +9,12 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	ber "github.com/go-asn1-ber/asn1-ber"
+	"github.com/go-ldap/ldap/v3"
 
 	"pier/api/auth"
 	"pier/api/client"
@@ -222,5 +226,92 @@ func TestNoProviderIsPassedBy(t *testing.T) {
 	}
 	if _, ok := p.Try(context.Background(), client.ProviderTest{Name: "none"}); ok {
 		t.Error("a provider that isn't there is tried")
+	}
+}
+
+// answering is a server that knows one person and answers each search below base with a result code.
+func answering(t *testing.T, code map[string]int64) (url string, binds *atomic.Int64) {
+	t.Helper()
+	binds = &atomic.Int64{}
+	str := func(s string) *ber.Packet {
+		return ber.NewString(ber.ClassUniversal, ber.TypePrimitive, ber.TagOctetString, s, "")
+	}
+	return server(t, func(conn net.Conn) {
+		answer := func(id any, tag ber.Tag, parts ...*ber.Packet) {
+			out := ber.NewSequence("")
+			out.AppendChild(ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagInteger, id, ""))
+			op := ber.Encode(ber.ClassApplication, ber.TypeConstructed, tag, nil, "")
+			for _, p := range parts {
+				op.AppendChild(p)
+			}
+			out.AppendChild(op)
+			_, _ = conn.Write(out.Bytes())
+		}
+		result := func(id any, tag ber.Tag, code int64) {
+			answer(id, tag, ber.NewInteger(ber.ClassUniversal, ber.TypePrimitive, ber.TagEnumerated, code, ""), str(""), str(""))
+		}
+		for {
+			p, err := ber.ReadPacket(conn)
+			if err != nil {
+				return
+			}
+			switch id, op := p.Children[0].Value, p.Children[1]; op.Tag {
+			case 0: // bind
+				binds.Add(1)
+				result(id, 1, 0)
+			case 3: // search
+				base, _ := op.Children[0].Value.(string)
+				if code[base] == 0 {
+					values := ber.Encode(ber.ClassUniversal, ber.TypeConstructed, ber.TagSet, nil, "")
+					values.AppendChild(str("alice"))
+					attribute, attributes := ber.NewSequence(""), ber.NewSequence("")
+					attribute.AppendChild(str("uid"))
+					attribute.AppendChild(values)
+					attributes.AppendChild(attribute)
+					answer(id, 4, str("uid=alice,"+base), attributes)
+				}
+				result(id, 5, code[base])
+			}
+		}
+	}), binds
+}
+
+// A server that lists no groups for one person goes on deciding about the others: only silence lets it rest.
+func TestDoubtIsNoSilence(t *testing.T) {
+	// A login binds before it searches, as alice, and again.
+	for code, want := range map[int64]int64{ldap.LDAPResultSizeLimitExceeded: 6, ldap.LDAPResultAdminLimitExceeded: 6, ldap.LDAPResultBusy: 3, ldap.LDAPResultUnavailable: 3} {
+		l := example()
+		l.Insecure, l.Groups = true, client.LDAPGroups{Base: "ou=groups,dc=example,dc=org", Filter: "(member={dn})", All: true}
+		url, binds := answering(t, map[string]int64{l.Groups.Base: code})
+		l.URLs = []string{url}
+		p := NewPeople()
+		p.Set([]Provider{{Provider: client.Provider{Name: "corp", LDAP: &l}, Generation: 1}})
+		for range 2 {
+			if _, err := p.Check(t.Context(), "", "alice", "x"); !errors.Is(err, auth.ErrNoAnswer) {
+				t.Errorf("%d: %v", code, err)
+			}
+		}
+		if n := binds.Load(); n != want {
+			t.Errorf("%d: %d binds for two logins, want %d", code, n, want)
+		}
+	}
+}
+
+// What a server could take for no password is not sent to any.
+func TestPasswordsThatAreNone(t *testing.T) {
+	l := example()
+	l.Insecure = true
+	url, binds := answering(t, nil)
+	l.URLs = []string{url}
+	p := NewPeople()
+	p.Set([]Provider{{Provider: client.Provider{Name: "corp", LDAP: &l}, Generation: 1}})
+	if c, err := p.Check(t.Context(), "", "alice", "x"); err != nil || c.Name != "alice" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	had := binds.Load()
+	for _, password := range []string{"", "\x00", "\x00x", "x\x00", strings.Repeat("x", maxLDAPPassword+1)} {
+		if _, err := p.Check(t.Context(), "", "alice", password); !errors.Is(err, auth.ErrWrongLogin) || binds.Load() != had {
+			t.Errorf("%.10q: %v", password, err)
+		}
 	}
 }
