@@ -186,7 +186,7 @@ func TestAuditRotates(t *testing.T) {
 	again.resume()
 	again.write(client.AuditLine{Time: time.Unix(10, 0), Action: "PUT", Status: 10}) // behind the torn one
 	again.write(client.AuditLine{Time: time.Unix(11, 0), Action: "PUT", Status: 11})
-	if lines := everything(t, again); len(lines) != 11 || lines[10].Seq != 12 || lines[10].Status != 11 {
+	if lines := everything(t, again); len(lines) != 12 || lines[10].Status != 10 || lines[11].Seq != 12 || lines[11].Status != 11 {
 		t.Errorf("after a restart: %+v", lines)
 	}
 }

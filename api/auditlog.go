@@ -42,19 +42,36 @@ func (w *auditLog) write(line []byte) error {
 		}
 	}
 	if w.file == nil {
-		f, err := os.OpenFile(w.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		if err != nil {
+		if err := w.open(); err != nil {
 			return err
 		}
-		info, err := f.Stat()
-		if err != nil {
-			return errors.Join(err, f.Close())
-		}
-		w.file, w.size = f, info.Size()
 	}
 	n, err := w.file.Write(line)
 	w.size += int64(n)
-	return err
+	if err != nil {
+		return errors.Join(err, w.close()) // what came of it is a torn line
+	}
+	return nil
+}
+
+// open goes on behind what is there. A line that a crash or a full disk has cut off is ended, or the next would be lost with it.
+func (w *auditLog) open() error {
+	f, err := os.OpenFile(w.path, os.O_APPEND|os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() > 0 {
+		last := make([]byte, 1)
+		if _, err = f.ReadAt(last, info.Size()-1); err == nil && last[0] != '\n' {
+			_, err = f.Write([]byte{'\n'})
+		}
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	w.file, w.size = f, info.Size()
+	return nil
 }
 
 func (w *auditLog) numbered(i int) string {
