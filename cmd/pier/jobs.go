@@ -13,8 +13,8 @@ import (
 )
 
 const trustHelp = "A CI system that makes ID tokens for its jobs (OpenID Connect) says which job is which. A trust rule lets the jobs of one\n" +
-	"issuer in as a robot, by that token and with no secret to keep: docker login -u ROBOT -p $ID_TOKEN, or an exchange at\n" +
-	"/token (RFC 8693). What comes of a token ends with it, with the rule and with the robot.\n\n" +
+	"issuer in as a robot, by that token and with no secret to keep: docker login -u ROBOT --password-stdin takes it, and so does\n" +
+	"an exchange at /token (RFC 8693). What comes of a token ends with it, with the rule and with the robot.\n\n" +
 	"All claims have to match, to the letter. In a pattern a * stands for any part of a segment between / and :, and at its end\n" +
 	"for whatever follows. A claim that is a list matches when one of its entries does. Claims inside others are not looked at.\n" +
 	"Where an issuer serves everybody, as GitHub's and GitLab.com's do, name what is yours: the claim sub, or repository."
