@@ -62,7 +62,8 @@ func TestCertificateFilesChangeUnderPushes(t *testing.T) {
 	dir := t.TempDir()
 	current := issue()
 	writeCertificate(t, dir, current)
-	g := closeDoor(t, harness.StartConfigured(t, 3, node.Tuning{TokenLife: 20 * time.Second}, func(_ *harness.Node, cfg *node.Config) {
+	g := closeDoor(t, harness.StartConfigured(t, 3, node.Tuning{}, func(_ *harness.Node, cfg *node.Config) {
+		cfg.RaftTimeout = 2 * time.Second
 		cfg.Access.TLSCert, cfg.Access.TLSKey = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
 	}), ca.PEM())
 	tr := startTraffic(t, g.Nodes, g.root, ca.PEM(), time.Now)
@@ -89,7 +90,7 @@ func TestCertificateFilesChangeUnderPushes(t *testing.T) {
 		tr.goesOn(g.Cluster)
 	}
 	tr.end()
-	t.Logf("%d images pushed and pulled", tr.total())
+	t.Log(tr.done())
 }
 
 // The certificates of --tls auto come to their end, twice, under the same load: they are renewed before, and no request fails.
@@ -97,7 +98,7 @@ func TestAutomaticCertificatesAreRenewedUnderPushes(t *testing.T) {
 	t.Parallel()
 	var at clock
 	c := harness.StartConfigured(t, 3, node.Tuning{Clock: at.now, TokenLife: 1000 * 24 * time.Hour}, func(_ *harness.Node, cfg *node.Config) {
-		cfg.Access.TLS = "auto"
+		cfg.Access.TLS, cfg.RaftTimeout = "auto", 2*time.Second
 	})
 	ca, err := c.Nodes[0].Control().Authority(t.Context())
 	c.Must(err)
@@ -116,5 +117,5 @@ func TestAutomaticCertificatesAreRenewedUnderPushes(t *testing.T) {
 		tr.goesOn(g.Cluster)
 	}
 	tr.end()
-	t.Logf("%d images pushed and pulled", tr.total())
+	t.Log(tr.done())
 }
