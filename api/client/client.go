@@ -38,7 +38,7 @@ func New(o Options) *Client {
 		if !strings.Contains(base, "://") {
 			base = "http://" + base
 		}
-		c := &Client{base: base, at: base, http: &http.Client{Transport: o.Login.transport()}}
+		c := &Client{base: base, at: base, http: &http.Client{Transport: o.Login.transport(), CheckRedirect: stay}}
 		if o.Login.Token != "" {
 			c.login = &bearer{refresh: o.Login.Token}
 		}
@@ -50,6 +50,11 @@ func New(o Options) *Client {
 	}
 	at := o.Socket + " (is `pier serve` running, and is --data-dir its directory?)"
 	return &Client{base: "http://pier", at: at, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+}
+
+// stay follows nobody: a password or a token would be sent along, even from HTTPS to HTTP.
+func stay(r *http.Request, _ []*http.Request) error {
+	return fmt.Errorf("it redirects to %s://%s; if that is meant, name it in place of this", r.URL.Scheme, r.URL.Host)
 }
 
 // Status gives the cluster's state.

@@ -3,10 +3,12 @@ package client
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -79,5 +81,28 @@ func TestAnswersThatAreNoJSON(t *testing.T) {
 	defer server.Close()
 	if _, err := New(Options{Server: server.URL}).Status(t.Context()); err == nil || !strings.Contains(err.Error(), "understand") {
 		t.Errorf("a page: %v", err)
+	}
+}
+
+// What only the server that was named is to see goes nowhere else, whatever that says.
+func TestNobodyIsFollowed(t *testing.T) {
+	var seen atomic.Int64
+	thief := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		seen.Add(1)
+		_, _ = io.WriteString(w, `{"refresh_token":"x","access_token":"x"}`)
+	}))
+	defer thief.Close()
+	server := httptest.NewServer(http.RedirectHandler(thief.URL+"/token", http.StatusPermanentRedirect))
+	defer server.Close()
+	c := New(Options{Server: server.URL})
+	_, err := c.LogIn(t.Context(), "alice", "a password")
+	_, status := c.Status(t.Context())
+	for _, err := range []error{err, status} {
+		if err == nil || !strings.Contains(err.Error(), "it redirects to "+thief.URL) {
+			t.Errorf("%v", err)
+		}
+	}
+	if n := seen.Load(); n != 0 {
+		t.Errorf("%d requests were sent on", n)
 	}
 }
