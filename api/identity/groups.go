@@ -104,8 +104,9 @@ func (m groupMap) here(text string) []string {
 		}
 	}
 	if m.cfg.All && len(dn.RDNs) > 0 && len(dn.RDNs[0].Attributes) == 1 {
-		if name := m.cfg.Prefix + strings.ToLower(dn.RDNs[0].Attributes[0].Value); auth.CheckName(name) == nil {
-			out = append(out, name)
+		// Checked before it is in lower case: some letters of other alphabets are plain ones there.
+		if value := dn.RDNs[0].Attributes[0].Value; auth.CheckName(m.cfg.Prefix+value) == nil {
+			out = append(out, m.cfg.Prefix+strings.ToLower(value))
 		}
 	}
 	return out

@@ -315,3 +315,14 @@ func TestPasswordsThatAreNone(t *testing.T) {
 		}
 	}
 }
+
+// A letter that is a plain one in lower case makes no group the same as another.
+func TestGroupsThatLookAlike(t *testing.T) {
+	m := newGroupMap(client.LDAPGroups{Base: "ou=groups,dc=x", All: true, Prefix: "Corp-"})
+	if got := m.here("cn=DEV,ou=groups,dc=x"); len(got) != 1 || got[0] != "Corp-dev" {
+		t.Errorf("%q", got)
+	}
+	if got := m.here("cn=\u212aernel,ou=groups,dc=x"); got != nil { // the sign for Kelvin
+		t.Errorf("%q", got)
+	}
+}
