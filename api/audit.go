@@ -34,9 +34,10 @@ const (
 	pullsFile   = "audit-pulls.log"
 	auditQueue  = 4096
 
-	// Lines of strangers: ten a second need days to fill all files.
-	strangersRate  = 10
-	strangersBurst = 1000
+	// Lines of who is refused, strangers together: ten a second need days to fill all files.
+	refusedRate  = 10
+	refusedBurst = 1000
+	maxPaced     = 1000 // callers whose pace is remembered
 )
 
 // Audit writes down who changed something and who was refused, one JSON object a line. Writing never holds a request up:
@@ -46,8 +47,11 @@ type Audit struct {
 	logger  *slog.Logger
 	lines   chan client.AuditLine
 	dropped atomic.Uint64
-	// strangers paces the lines of who has no name and is refused.
-	strangers *rate.Limiter
+
+	mu    sync.Mutex
+	paces map[string]*rate.Limiter // of who is refused, by name; of strangers under none
+	rate  rate.Limit
+	burst int
 
 	changed, refused, pulled *auditLog
 	begin                    sync.Once
@@ -58,7 +62,7 @@ type Audit struct {
 func NewAudit(dir string, pulls bool, logger *slog.Logger) *Audit {
 	log := func(name string) *auditLog { return &auditLog{path: filepath.Join(dir, name)} }
 	return &Audit{
-		pulls: pulls, logger: logger, lines: make(chan client.AuditLine, auditQueue), strangers: rate.NewLimiter(strangersRate, strangersBurst),
+		pulls: pulls, logger: logger, lines: make(chan client.AuditLine, auditQueue), paces: make(map[string]*rate.Limiter), rate: refusedRate, burst: refusedBurst,
 		changed: log(auditFile), refused: log(refusedFile), pulled: log(pullsFile),
 	}
 }
@@ -80,6 +84,26 @@ func (a *Audit) resume() {
 
 // Dropped counts the lines that were not written.
 func (a *Audit) Dropped() uint64 { return a.dropped.Load() }
+
+// paced tells whether one more refusal of a caller may be written: nobody is to push out those of others.
+func (a *Audit) paced(name string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	pace, ok := a.paces[name]
+	if !ok {
+		if len(a.paces) >= maxPaced {
+			maps.DeleteFunc(a.paces, func(_ string, p *rate.Limiter) bool { return p.Tokens() >= float64(a.burst) })
+		}
+		if len(a.paces) >= maxPaced {
+			name = "" // who comes now shares the strangers'
+		}
+		if pace, ok = a.paces[name]; !ok {
+			pace = rate.NewLimiter(a.rate, a.burst)
+			a.paces[name] = pace
+		}
+	}
+	return pace.Allow()
+}
 
 // note takes a line if there is room.
 func (a *Audit) note(l client.AuditLine) {
@@ -175,7 +199,7 @@ func (a *API) audited(x *exchange, r *http.Request) {
 	if !refused && !changes && !pull {
 		return
 	}
-	if x.caller.Name == "" && x.status >= http.StatusBadRequest && !a.cfg.Audit.strangers.Allow() {
+	if x.status >= http.StatusBadRequest && !a.cfg.Audit.paced(x.caller.Name) {
 		a.cfg.Audit.dropped.Add(1)
 		return
 	}

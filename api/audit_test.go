@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"pier/api/client"
 )
 
@@ -109,13 +107,28 @@ func TestAudit(t *testing.T) {
 	f.want(f.do("GET", "/api/v1/audit", nil), 401, codeUnauthorized)
 }
 
+// Of many callers that are refused the later ones share a pace.
+func TestPacesAreBounded(t *testing.T) {
+	a := NewAudit(t.TempDir(), false, slog.New(slog.DiscardHandler))
+	a.rate, a.burst = 0, 2
+	for i := range 2 * maxPaced {
+		a.paced(fmt.Sprint("u", i))
+	}
+	if n := len(a.paces); n > maxPaced+1 {
+		t.Errorf("%d callers are remembered", n)
+	}
+	if a.paced("u0") != true || a.paced("u0") != false || a.paced("late") != false {
+		t.Error("the pace of one who was refused before, or of those who came too late")
+	}
+}
+
 // Whatever strangers send, their lines are short, are their own, and leave room for those of others.
 func TestAuditOfStrangers(t *testing.T) {
 	f := withAccess(t, 1, audits(t, false))
 	f.user("root")
 	f.user("alice", "pull:a")
 	log := f.nodes[0].api.cfg.Audit
-	log.strangers = rate.NewLimiter(0, 3)
+	log.rate, log.burst = 0, 3
 	root := "Authorization: " + basic(f, "root")
 	form := []byte("grant_type=password&username=root&password=guess")
 	f.want(f.do("POST", "/token", form, "Content-Type: application/x-www-form-urlencoded"), 401, codeUnauthorized)
@@ -125,11 +138,13 @@ func TestAuditOfStrangers(t *testing.T) {
 	for range 5 {
 		f.want(f.do("PUT", "/v2/a/manifests/1", nil), 401, codeUnauthorized)
 	}
-	f.want(f.do("PUT", "/v2/a/manifests/1", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
+	for range 5 { // who is known has a pace of her own
+		f.want(f.do("PUT", "/v2/a/manifests/1", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
+	}
 	f.want(f.do("POST", "/api/v1/access/grant", []byte(`{"subject":"alice","right":"push","pattern":"b/**"}`), root), 200, "")
 	f.want(f.do("POST", "/api/v1/access/change", []byte(`{"name":"alice","password":"another one","groups":["x","y\n"],"disabled":false}`), root), 400, codeInvalid)
 	want := []string{
-		" POST token  401", " POST /api/v1/*  404", "anonymous PUT manifest  401", "alice PUT manifest  403",
+		" POST token  401", " POST /api/v1/*  404", "anonymous PUT manifest  401", "alice PUT manifest  403", "alice PUT manifest  403", "alice PUT manifest  403",
 		"root POST /api/v1/access/grant alice push b/** 200", "root POST /api/v1/access/change alice password groups=x,y  disabled=false 400",
 	}
 	eventually(t, func() error {
@@ -138,7 +153,7 @@ func TestAuditOfStrangers(t *testing.T) {
 		for _, l := range lines {
 			said = append(said, fmt.Sprintf("%s %s %s %d", cmp.Or(l.Principal, l.Kind), l.Action, l.Target, l.Status))
 		}
-		if err != nil || strings.Join(said, "\n") != strings.Join(want, "\n") || log.Dropped() != 4 {
+		if err != nil || strings.Join(said, "\n") != strings.Join(want, "\n") || log.Dropped() != 6 {
 			return fmt.Errorf("the log says %q, and nothing of %d more; %v", said, log.Dropped(), err)
 		}
 		return nil

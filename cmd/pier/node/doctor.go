@@ -226,7 +226,7 @@ func (d *doctor) blobs() client.Finding {
 func (d *doctor) audit() client.Finding {
 	const check = "audit"
 	if n := d.inst.audit.Dropped(); n > 0 {
-		return warningOf(check, fmt.Sprintf("%d lines of the audit log were not written since the node started", n), "the disk was too slow or full, or strangers were refused in great number; its log and pier_audit_dropped_total say when")
+		return warningOf(check, fmt.Sprintf("%d lines of the audit log were not written since the node started", n), "the disk was too slow or full, or somebody was refused in great number; its log and pier_audit_dropped_total say when")
 	}
 	return client.Fine(check, "every line of the audit log was written")
 }
