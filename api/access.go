@@ -202,6 +202,7 @@ func (a *API) prove(r *http.Request) {
 		return
 	}
 	c, err := a.access.identify(r, d)
+	a.keepBack(r)
 	x.proof = &proof{by: d, caller: c, err: err}
 }
 

@@ -263,6 +263,7 @@ func (a *API) plain(name string, serve func(w http.ResponseWriter, r *http.Reque
 	return func(w http.ResponseWriter, r *http.Request) {
 		exchangeOf(r.Context()).route = name
 		if err := serve(w, r); err != nil {
+			a.keepBack(r)
 			a.fail(w, r, err)
 		}
 	}

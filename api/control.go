@@ -158,6 +158,7 @@ func (a *API) control(admin bool, do func(r *http.Request) (any, error)) http.Ha
 			err = refuse(refused.Status, refused.Code, "%s", refused.Message)
 		}
 		if err != nil {
+			a.keepBack(r)
 			a.fail(w, r, a.askToken(r, err, auth.ClusterScope().String()))
 		}
 	}

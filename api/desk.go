@@ -12,9 +12,10 @@ import (
 )
 
 const (
-	deskPlaces  = 512 // requests for tokens at a time, most of which wait
-	deskFromOne = 128 // of those, from one source
-	deskRate    = 100 // a second from one source; what comes quicker waits for its turn
+	deskPlaces  = 512  // requests for tokens that are served at a time
+	deskWaiting = 4096 // that wait for their turn: who asks too fast takes no place from others by that
+	deskFromOne = 128  // of both, from one source
+	deskRate    = 100  // a second from one source; what comes quicker waits for its turn
 	deskBurst   = 500
 	deskWait    = 2 * time.Second
 	deskSources = 10_000 // whose pace is remembered
@@ -25,10 +26,11 @@ const (
 type desk struct {
 	hints rate.Sometimes
 
-	mu     sync.Mutex
-	inside int
-	from   map[string]int
-	pace   map[string]*rate.Limiter
+	mu      sync.Mutex
+	inside  int
+	waiting int
+	from    map[string]int
+	pace    map[string]*rate.Limiter
 }
 
 func newDesk() *desk {
@@ -38,51 +40,73 @@ func newDesk() *desk {
 // enter waits for the source's turn; leave gives the place back.
 func (d *desk) enter(ctx context.Context, source string) error {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.inside >= deskPlaces || d.from[source] >= deskFromOne {
-		d.mu.Unlock()
 		return flood("requests for tokens")
 	}
 	turn := d.paceOf(source).Reserve()
 	wait := turn.Delay()
-	if wait > deskWait {
+	if wait > deskWait || wait > 0 && d.waiting >= deskWaiting {
 		turn.Cancel()
-		d.mu.Unlock()
 		return flood("requests for tokens")
 	}
-	d.inside++
 	d.from[source]++
-	d.mu.Unlock()
-	if wait == 0 {
-		return nil
+	var err error
+	if wait > 0 {
+		err = d.wait(ctx, wait)
 	}
-	if err := pause(ctx, wait); err != nil {
-		d.leave(source)
+	if err == nil && d.inside >= deskPlaces {
+		err = flood("requests for tokens")
+	}
+	if err != nil {
+		d.forget(source)
 		return err
 	}
+	d.inside++
 	return nil
 }
 
-// hold keeps the answer to a login that came too soon for a moment, if there is a place: who guesses without end would be answered
+// wait is called, and returns, with the lock.
+func (d *desk) wait(ctx context.Context, wait time.Duration) error {
+	d.waiting++
+	d.mu.Unlock()
+	err := pause(ctx, wait)
+	d.mu.Lock()
+	d.waiting--
+	return err
+}
+
+// hold keeps the answer to a login that came too soon for a moment, if there is room: who guesses without end would be answered
 // as fast as the answers can be made.
 func (d *desk) hold(ctx context.Context, source string, wait time.Duration) {
 	d.mu.Lock()
-	if d.inside >= deskPlaces || d.from[source] >= deskFromOne {
-		d.mu.Unlock()
+	defer d.mu.Unlock()
+	if d.waiting >= deskWaiting || d.from[source] >= deskFromOne {
 		return
 	}
-	d.inside++
 	d.from[source]++
-	d.mu.Unlock()
-	_ = pause(ctx, wait)
-	d.leave(source)
+	_ = d.wait(ctx, wait)
+	d.forget(source)
 }
 
 func (d *desk) leave(source string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.inside--
+	d.forget(source)
+}
+
+func (d *desk) forget(source string) {
 	if d.from[source]--; d.from[source] == 0 {
 		delete(d.from, source)
+	}
+}
+
+// keepBack is for the answer to a login that came too soon. It comes where the request has no place that others wait for.
+func (a *API) keepBack(r *http.Request) {
+	if x := exchangeOf(r.Context()); x.tooSoon {
+		x.tooSoon = false
+		a.access.held.hold(r.Context(), auth.SourceKey(a.access.source(r)), a.access.cfg.Hold)
 	}
 }
 

@@ -3,8 +3,10 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -125,6 +127,65 @@ func TestGuessersAreHeld(t *testing.T) {
 	began := time.Now()
 	if d.hold(t.Context(), "x", time.Minute); time.Since(began) > 30*time.Second || d.inside != deskFromOne {
 		t.Errorf("%d are there", d.inside)
+	}
+}
+
+// Who is made to wait, for asking or for guessing too fast, takes no place from those who aren't.
+func TestWaitingTakesNoPlace(t *testing.T) {
+	f := withAccess(t, 1, func(c *Config) { c.Access.Hold = time.Hour })
+	f.user("root")
+	a := f.nodes[0].api
+	d, err := a.access.directory()
+	f.must(d, err)
+	for range 6 {
+		_, _ = a.access.logins.Login(t.Context(), d, "nobody", "guess", "127.0.0.1")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var guesses sync.WaitGroup
+	defer guesses.Wait()
+	defer cancel()
+	for _, path := range []string{"/token", "/v2/", "/api/v1/access"} {
+		guesses.Go(func() {
+			r, err := http.NewRequestWithContext(ctx, "GET", f.nodes[0].url+path, nil)
+			if err != nil {
+				return
+			}
+			r.SetBasicAuth("nobody", "guess")
+			if resp, err := f.client.Do(r); err == nil {
+				_ = resp.Body.Close()
+				t.Errorf("%s: %s", path, resp.Status)
+			}
+		})
+	}
+	eventually(t, func() error {
+		a.access.held.mu.Lock()
+		defer a.access.held.mu.Unlock()
+		if a.access.held.waiting != 3 {
+			return fmt.Errorf("%d answers are kept back", a.access.held.waiting)
+		}
+		return nil
+	})
+	a.desk.mu.Lock()
+	if a.desk.inside != 0 || len(a.gate.places) != 0 {
+		t.Errorf("they have %d places at the desk and %d at the gate", a.desk.inside, len(a.gate.places))
+	}
+	fast := a.desk.paceOf("fast")
+	fast.SetLimit(deskBurst / 1.9) // its next turn is in 1.9 seconds
+	for range 2 {
+		fast.ReserveN(time.Now(), deskBurst)
+	}
+	a.desk.waiting = deskWaiting
+	a.desk.mu.Unlock()
+	if a.desk.enter(t.Context(), "fast") == nil || a.desk.enter(t.Context(), "slow") != nil {
+		t.Error("where no more may wait, who needn't wait is sent away, or who has to isn't")
+	}
+	a.desk.mu.Lock()
+	a.desk.waiting = 0
+	a.desk.mu.Unlock()
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if err := a.desk.enter(gone, "fast"); !errors.Is(err, context.Canceled) || a.desk.waiting != 0 || a.desk.inside != 1 || len(a.desk.from) != 1 {
+		t.Errorf("%v; %d wait, %d are inside, from %v", err, a.desk.waiting, a.desk.inside, a.desk.from)
 	}
 }
 

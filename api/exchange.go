@@ -29,6 +29,7 @@ type exchange struct {
 	decided bool   // there is such a version: it is not the operator
 	rt      route  // of the registry's endpoints, once it is known
 	named   bool   // it is known
+	tooSoon bool   // a login is answered that has to wait
 	claimed string // the name that came with a password, right or wrong
 	target  string // of a control call: whom or what it changes
 	relayed bool   // another node passed it on, and writes it down

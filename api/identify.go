@@ -51,7 +51,7 @@ func (x *access) login(r *http.Request, d *auth.Directory, name, password string
 	c, err := x.logins.Login(r.Context(), d, name, password, x.source(r))
 	var many *auth.TooManyLoginsError
 	if errors.As(err, &many) {
-		x.held.hold(r.Context(), auth.SourceKey(x.source(r)), x.cfg.Hold)
+		exchangeOf(r.Context()).tooSoon = true // see keepBack
 	}
 	return c, x.explain(err)
 }
