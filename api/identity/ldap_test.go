@@ -326,3 +326,18 @@ func TestGroupsThatLookAlike(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// What a directory calls somebody moves no cursor of the administrator who tries a login.
+func TestStepsArePlain(t *testing.T) {
+	l := example()
+	l.Insecure, l.Base = true, "ou=\x1b[2Jpeople\r\n,dc=x"
+	url, _ := answering(t, nil)
+	l.URLs = []string{url}
+	p := NewPeople()
+	p.Set([]Provider{{Provider: client.Provider{Name: "corp", LDAP: &l}, Generation: 1}})
+	report, ok := p.Try(t.Context(), client.ProviderTest{Name: "corp", User: "alice", LookUp: true})
+	said := strings.Join(report.Steps, "")
+	if !ok || !report.OK || !strings.Contains(said, "[2Jpeople") || strings.ContainsAny(said, "\x1b\r\n") {
+		t.Errorf("%+v, %t", report, ok)
+	}
+}

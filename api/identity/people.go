@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"unicode"
 
 	"pier/api/auth"
 	"pier/api/client"
@@ -153,7 +154,15 @@ func (p *People) Try(ctx context.Context, t client.ProviderTest) (client.Provide
 		return client.ProviderReport{}, false
 	}
 	report := client.ProviderReport{Steps: []string{}}
-	note := func(format string, args ...any) { report.Steps = append(report.Steps, fmt.Sprintf(format, args...)) }
+	// Names that the directory gives are shown on a terminal.
+	note := func(format string, args ...any) {
+		report.Steps = append(report.Steps, strings.Map(func(c rune) rune {
+			if unicode.IsControl(c) {
+				return '?'
+			}
+			return c
+		}, fmt.Sprintf(format, args...)))
+	}
 	l := found[0]
 	if l.directory == nil {
 		note("%s checks no passwords: people log in there (pier login --oidc)", l.Name)
