@@ -70,12 +70,13 @@ func TestSettingsOfProviders(t *testing.T) {
 			t.Errorf("%s is accepted", name)
 		}
 	}
-	for _, body := range []string{"", "{}", "[]", `{"ldap":{}}`, `{"ldap":{"urls":"x"}}`} {
+	for _, body := range []string{"", "{}", "[]", `{"ldap":{}}`, `{"ldap":{"urls":"x"}}`,
+		`{"later":1,"ldap":{"urls":["ldaps://x"],"base":"dc=x","groups":{}}}`, `{"ldap":{"urls":["ldaps://x"],"base":"dc=x","later":1,"groups":{}}}`} {
 		if p, err := Decode("corp", []byte(body), 1); err == nil {
 			t.Errorf("%s is %+v", body, p)
 		}
 	}
-	if p, err := Decode("corp", []byte(`{"name":"other","later":1,"ldap":{"urls":["ldaps://x"],"base":"dc=x","later":1,"groups":{}}}`), 3); err != nil || p.Name != "corp" || p.Generation != 3 {
+	if p, err := Decode("corp", []byte(`{"name":"other","ldap":{"urls":["ldaps://x"],"base":"dc=x","groups":{}}}`), 3); err != nil || p.Name != "corp" || p.Generation != 3 {
 		t.Errorf("%+v, %v", p, err)
 	}
 }

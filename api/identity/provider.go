@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -25,10 +26,13 @@ const (
 	maxMapped = 1000
 )
 
-// Decode reads a provider as the state keeps it. What a later version has added is passed over.
+// Decode reads a provider as the state keeps it. One with a field that a later version has added is refused: it may be what
+// keeps somebody out.
 func Decode(name string, body []byte, generation uint64) (Provider, error) {
 	p := Provider{Generation: generation}
-	if err := json.Unmarshal(body, &p.Provider); err != nil {
+	strict := json.NewDecoder(bytes.NewReader(body))
+	strict.DisallowUnknownFields()
+	if err := strict.Decode(&p.Provider); err != nil {
 		return p, fmt.Errorf("provider %s: %w", name, err)
 	}
 	p.Name = name
