@@ -507,6 +507,14 @@ func TestARemovalIsKnownToWhoWasAway(t *testing.T) {
 	ldr := leader(t, nodes)
 	gone, away := others(nodes, ldr)[0], others(nodes, ldr)[1]
 	id := gone.cluster.ID()
+	eventually(t, func() error { // it is noted in passing, and who dies before that can't miss anybody later
+		away.cluster.mu.Lock()
+		defer away.cluster.mu.Unlock()
+		if !away.cluster.identity.Members[id] {
+			return errors.New("a member doesn't know another one")
+		}
+		return nil
+	})
 	away.kill()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
