@@ -129,7 +129,10 @@ func newCertificates(load func(time.Time) (*tls.Certificate, error), now func() 
 }
 
 // Run looks for a new certificate until ctx ends.
-func (c *Certificates) Run(ctx context.Context) error {
+func (c *Certificates) Run(ctx context.Context) error { return watch(ctx, c.refresh) }
+
+// watch looks again and again, until ctx ends.
+func watch(ctx context.Context, look func()) error {
 	tick := time.NewTicker(watchPause)
 	defer tick.Stop()
 	for {
@@ -137,7 +140,7 @@ func (c *Certificates) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			c.refresh()
+			look()
 		}
 	}
 }

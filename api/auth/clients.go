@@ -63,18 +63,7 @@ func ClientsFromFile(path string, logger *slog.Logger) (*Clients, error) {
 }
 
 // Run looks for a changed file until ctx ends.
-func (c *Clients) Run(ctx context.Context) error {
-	tick := time.NewTicker(watchPause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			c.refresh()
-		}
-	}
-}
+func (c *Clients) Run(ctx context.Context) error { return watch(ctx, c.refresh) }
 
 func (c *Clients) refresh() {
 	now, err := stampOf(c.path)

@@ -92,7 +92,7 @@ func (g *guarded) logIn(x *harness.Node, s *someone) {
 	g.T.Helper()
 	g.Eventually(x.Name+" gives "+s.name+" tokens", func() bool {
 		var err error
-		s.token, s.refresh, err = tokens(x.Client, url.Values{"grant_type": {"password"}, "username": {s.name}, "password": {s.secret}, "access_type": {"offline"}})
+		s.token, s.refresh, err = tokens(x.Client, "pull", url.Values{"grant_type": {"password"}, "username": {s.name}, "password": {s.secret}, "access_type": {"offline"}})
 		return err == nil
 	})
 }
@@ -100,10 +100,10 @@ func (g *guarded) logIn(x *harness.Node, s *someone) {
 // errRefused is an answer that keeps somebody out.
 var errRefused = errors.New("refused")
 
-// tokens asks for an access token to pull with, and for one that stands for the password where the form says so.
-func tokens(x *harness.Client, form url.Values) (access, refresh string, err error) {
+// tokens asks for an access token for actions, and for one that stands for the password where the form says so.
+func tokens(x *harness.Client, actions string, form url.Values) (access, refresh string, err error) {
 	form.Set("service", "pier")
-	form.Set("scope", "repository:team/app:pull")
+	form.Set("scope", "repository:team/app:"+actions)
 	resp, body, err := x.Do("POST", "/token", []byte(form.Encode()), "Content-Type", "application/x-www-form-urlencoded")
 	if err == nil {
 		err = verdict(resp, body)
@@ -142,7 +142,7 @@ func (g *guarded) ways(s *someone) map[string]func(x *harness.Client) error {
 		"token":    func(x *harness.Client) error { return pull(x, token) },
 		"password": func(x *harness.Client) error { return pull(x, password) },
 		"refresh": func(x *harness.Client) error {
-			fresh, _, err := tokens(x, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {refresh}})
+			fresh, _, err := tokens(x, "pull", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {refresh}})
 			if err != nil {
 				return err
 			}
@@ -324,7 +324,7 @@ func TestCutOffNodeRefusesAtTheTokensEnd(t *testing.T) {
 			t.Errorf("the node that hasn't heard, by %s: %v", way, err)
 		}
 	}
-	later, _, err := tokens(lone.Client, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {s.refresh}})
+	later, _, err := tokens(lone.Client, "pull", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {s.refresh}})
 	g.Must(err)
 	at.pass(5 * time.Minute)
 	if err := ways["token"](lone.Client); !errors.Is(err, errRefused) {

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -97,20 +96,7 @@ func (r *rotating) over(x *harness.Node, h *http.Client) *harness.Client { retur
 
 // token asks a node for a token to push and pull with.
 func (r *rotating) token(x *harness.Client, form url.Values) (access, refresh string, err error) {
-	form.Set("service", "pier")
-	form.Set("scope", "repository:team/app:pull,push")
-	resp, body, err := x.Do("POST", "/token", []byte(form.Encode()), "Content-Type", "application/x-www-form-urlencoded")
-	if err == nil {
-		err = verdict(resp, body)
-	}
-	var out struct {
-		Access  string `json:"access_token"`
-		Refresh string `json:"refresh_token"`
-	}
-	if err == nil {
-		err = json.Unmarshal(body, &out)
-	}
-	return out.Access, out.Refresh, err
+	return tokens(x, "pull,push", form)
 }
 
 func (r *rotating) password() url.Values {

@@ -56,7 +56,7 @@ func openShop(b *testing.B, grants int, secure bool) *shop {
 		g.crowd(grants/50, 50)
 		for i := range s.tokens {
 			who := g.robot(fmt.Sprintf("puller%d", i), "pull:team/*")
-			s.tokens[i], _, err = tokens(s.Client, url.Values{"grant_type": {"password"}, "username": {who.name}, "password": {who.secret}})
+			s.tokens[i], _, err = tokens(s.Client, "pull", url.Values{"grant_type": {"password"}, "username": {who.name}, "password": {who.secret}})
 			c.Must(err)
 		}
 		s.Client = s.As(g.root.basic())

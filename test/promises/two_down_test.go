@@ -69,7 +69,7 @@ func (g *guarded) alone(last *harness.Node, alice, ci, gone *someone, other harn
 				t.Errorf("%s by %s: %v", s.name, way, err)
 			}
 		}
-		fresh, _, err := tokens(last.Client, url.Values{"grant_type": {"password"}, "username": {s.name}, "password": {s.secret}})
+		fresh, _, err := tokens(last.Client, "pull", url.Values{"grant_type": {"password"}, "username": {s.name}, "password": {s.secret}})
 		g.Must(err)
 		for _, credentials := range []string{s.basic(), s.bearer(), "Bearer " + fresh} {
 			g.Must(last.As(credentials).PullDigests(g.img))

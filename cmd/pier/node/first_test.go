@@ -27,32 +27,19 @@ func (h *hesitant) Propose(ctx context.Context, cmd fsm.Command) (fsm.Answer, er
 
 // A node that is to make the first user while its cluster forms tries again, and doesn't end.
 func TestFirstUserWaitsForTheCluster(t *testing.T) {
-	cfg := Default()
-	cfg.DataDir, cfg.Listen, cfg.ClusterListen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0"
-	n, err := New(cfg, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	<-n.Ready()
+	n := run(t, func(*Config) {})
 	file := filepath.Join(t.TempDir(), "password")
 	if err := os.WriteFile(file, []byte("long enough"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	told := &Node{cfg: cfg, logger: n.logger}
+	told := &Node{cfg: n.cfg, logger: n.logger}
 	told.cfg.Access.AdminUser, told.cfg.Access.AdminPasswordFile = "root", file
 	inst := n.instance()
 	log := &hesitant{Log: inst.log, refusals: []error{fsm.ErrLevel, &api.Unavailable{Reason: "no leader"}}}
-	if err := told.firstUser(ctx, inst, log); err != nil {
+	if err := told.firstUser(t.Context(), inst, log); err != nil {
 		t.Errorf("the node would end: %v", err)
 	}
 	if a, err := n.State().Access(); err != nil || len(a.Principals) != 1 || !a.On {
 		t.Errorf("%+v, %v", a, err)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }

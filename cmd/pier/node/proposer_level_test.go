@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"testing"
 
@@ -10,21 +9,12 @@ import (
 
 // A level that the log has seen is understood by all: nobody is asked any more. One that it hasn't is not taken for that.
 func TestLevelsThatAreInUse(t *testing.T) {
-	cfg := Default()
-	cfg.DataDir, cfg.Listen, cfg.ClusterListen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0"
-	n, err := New(cfg, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	<-n.Ready()
+	n := run(t, func(*Config) {})
 	log := n.instance().log
 	if log.isUsed(2) || !log.isUsed(1) {
 		t.Error("a log that has seen nothing but starts is said to have seen more")
 	}
-	if _, err := log.Propose(ctx, fsm.Admitted{Command: fsm.SetSetting{Key: "k", Value: "v"}}); err != nil {
+	if _, err := log.Propose(t.Context(), fsm.Admitted{Command: fsm.SetSetting{Key: "k", Value: "v"}}); err != nil {
 		t.Error(err)
 	}
 	if !log.isUsed(3) || log.isUsed(4) {
@@ -32,9 +22,5 @@ func TestLevelsThatAreInUse(t *testing.T) {
 	}
 	if err := log.understood(struct{ fsm.Command }{fsm.SetSetting{}}); !errors.Is(err, fsm.ErrLevel) {
 		t.Errorf("a command of a newer release: %v", err)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }
