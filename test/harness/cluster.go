@@ -188,9 +188,12 @@ func (x *Node) Start() {
 	if x.cluster.configure != nil {
 		x.cluster.configure(x, &cfg)
 	}
-	x.scheme = "http://"
+	scheme := "http://"
 	if cfg.Access.TLS != "" || cfg.Access.TLSCert != "" {
-		x.scheme = "https://"
+		scheme = "https://"
+	}
+	if x.scheme != scheme { // clients of its life before may be reading it
+		x.scheme = scheme
 	}
 	n, err := node.New(cfg, node.Options{
 		Network: x.cluster.Net.Of(x.Name), Logger: x.log.logger(x.Name), Version: "test",
