@@ -180,9 +180,12 @@ func (n *Node) firstUser(ctx context.Context, inst *instance, log api.Log) error
 	}
 	for {
 		err := n.makeFirst(ctx, inst.state, log)
+		if ctx.Err() != nil {
+			return nil // the node ends, and whoever comes next makes it
+		}
 		var again *api.Unavailable
 		// A cluster that has just formed doesn't know yet what all of its nodes understand.
-		if !errors.As(err, &again) && !errors.Is(err, fsm.ErrLevel) || ctx.Err() != nil {
+		if !errors.As(err, &again) && !errors.Is(err, fsm.ErrLevel) {
 			return err
 		}
 		select {
