@@ -314,5 +314,9 @@ func Decode(data []byte) (Identity, Command, error) {
 	if err := dec.Decode(v.Interface()); err != nil {
 		return id, nil, fmt.Errorf("decode the command: %w", err)
 	}
-	return id, v.Elem().Interface().(Command), nil
+	cmd := v.Elem().Interface().(Command)
+	if a, ok := cmd.(Admitted); ok && a.Command == nil { // msgpack's nil never comes to DecodeMsgpack
+		return id, nil, errors.New("decode the command: nothing is admitted")
+	}
+	return id, cmd, nil
 }
