@@ -52,9 +52,10 @@ func TestRulesBite(t *testing.T) {
 		{"sentinel and table", "a/a.go", "package a\nimport \"errors\"\nvar ErrBad = errors.New(\"bad\")\nvar m = map[string]int{\"a\": 1}\nfunc f(m []int) { m[0] = 1 }\n", variableFaults, 0},
 		{"long function", "a/a.go", long, lengthFaults, 1},
 		{"long file", "a/a.go", huge, lengthFaults, 1},
-		{"sleep in a test", "a/a_test.go", "package a\nimport zzz \"time\"\nfunc f() { zzz.Sleep(1) }\n", testFaults, 1},
-		{"sleep in a helper of test", "test/harness/a.go", "package a\nimport \"time\"\nfunc f() { time.Sleep(1) }\n", testFaults, 1},
-		{"skip", "a/a_test.go", "package a\nimport \"testing\"\nfunc TestA(t *testing.T) { t.Skip() }\n", testFaults, 1},
+		// The sleeps and the skip below are sources for the rule to find: nothing here sleeps or is skipped.
+		{"sleep in a test", "a/a_test.go", "package a\nimport zzz \"time\"\nfunc f() { zzz.Sleep(1) }\n", testFaults, 1},              // text for the rule: never run
+		{"sleep in a helper of test", "test/harness/a.go", "package a\nimport \"time\"\nfunc f() { time.Sleep(1) }\n", testFaults, 1}, // text for the rule: never run
+		{"skip", "a/a_test.go", "package a\nimport \"testing\"\nfunc TestA(t *testing.T) { t.Skip() }\n", testFaults, 1},              // text for the rule: never run
 		{"exit", "a/a.go", "package a\nimport \"os\"\nfunc f() { os.Exit(1) }\n", exitFaults, 1},
 		{"exit in another file of main", "cmd/pier/serve.go", "package main\nimport \"os\"\nfunc f() { os.Exit(1) }\n", exitFaults, 1},
 		{"exit in main.go", "cmd/pier/main.go", "package main\nimport \"os\"\nfunc main() { os.Exit(1) }\n", exitFaults, 0},
