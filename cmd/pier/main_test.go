@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"pier/test/ports"
 )
 
 func TestMain(m *testing.M) {
@@ -31,36 +33,43 @@ func TestMain(m *testing.M) {
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
-		Setup: func(e *testscript.Env) error {
-			taken, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				return err
-			}
-			e.Defer(func() { _ = taken.Close() })
-			packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-			if err != nil {
-				return err
-			}
-			e.Defer(func() { _ = packets.Close() })
-			e.Setenv("TAKEN", strconv.Itoa(taken.Addr().(*net.TCPAddr).Port))
-			e.Setenv("TAKEN_UDP_API", strconv.Itoa(packets.LocalAddr().(*net.UDPAddr).Port-devClusterStep))
-			free, err := freePorts(3)
-			e.Setenv("FREE", strconv.Itoa(free))
-			return err
-		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": setURL, "await-file": awaitFile, "certificates": certificates},
+		Dir:   "testdata/script",
+		Setup: setPorts,
+		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": setURL, "await-file": awaitFile, "certificates": certificates},
 	})
 }
 
-// freePorts finds a port from which n in a row are free for a dev cluster.
-func freePorts(n int) (int, error) {
-	for port := 20000; port < 30000; port += n {
-		if (&devOptions{nodes: n, port: port}).checkPorts() == nil {
-			return port, nil
-		}
+// setPorts tells a script ports for dev clusters: FREE of three nodes that can start; TAKEN, of one whose API port is taken, and
+// TAKEN_UDP, of one whose gossip port is.
+func setPorts(e *testscript.Env) error {
+	var claim ports.Claim
+	e.Defer(claim.Release)
+	free, err := claim.Take(1, 2, devClusterStep, devClusterStep+1, devClusterStep+2)
+	if err != nil {
+		return err
 	}
-	return 0, errors.New("no ports are free")
+	taken, err := claim.Take(devClusterStep)
+	if err != nil {
+		return err
+	}
+	lis, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", taken))
+	if err != nil {
+		return err
+	}
+	e.Defer(func() { _ = lis.Close() })
+	takenUDP, err := claim.Take(devClusterStep)
+	if err != nil {
+		return err
+	}
+	packets, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", takenUDP+devClusterStep))
+	if err != nil {
+		return err
+	}
+	e.Defer(func() { _ = packets.Close() })
+	for name, p := range map[string]int{"FREE": free, "TAKEN": taken, "TAKEN_UDP": takenUDP} {
+		e.Setenv(name, strconv.Itoa(p))
+	}
+	return nil
 }
 
 // await waits until the node of a data directory takes pushes.

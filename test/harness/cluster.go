@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"pier/api/client"
 	"pier/cluster/port"
 	"pier/cmd/pier/node"
+	"pier/test/ports"
 )
 
 // patience is how long the harness waits for what must happen.
@@ -29,6 +29,7 @@ type Cluster struct {
 	dir   string
 	http  *http.Client
 	tune  node.Tuning
+	ports ports.Claim
 	// configure changes a node's settings before each of its lives; nil changes nothing.
 	configure func(x *Node, cfg *node.Config)
 }
@@ -79,6 +80,7 @@ func lay(t testing.TB, n int, tune node.Tuning) *Cluster {
 	set(&tune.AwayWait, 2*time.Second)
 	c := &Cluster{T: t, Net: NewNet(), dir: t.TempDir(), http: &http.Client{Transport: &http.Transport{}}, tune: tune}
 	t.Cleanup(c.http.CloseIdleConnections)
+	t.Cleanup(c.ports.Release)
 	secret := filepath.Join(c.dir, "secret")
 	if err := port.SaveSecrets(secret, port.Secrets{port.NewSecret()}); err != nil {
 		t.Fatal(err)
@@ -108,7 +110,7 @@ func set[T comparable](field *T, value T) {
 
 func (c *Cluster) add(name string) *Node {
 	x := &Node{
-		Name: name, Dir: filepath.Join(c.dir, name), cluster: c, address: freeAddress(c.T), listen: freeAddress(c.T),
+		Name: name, Dir: filepath.Join(c.dir, name), cluster: c, address: c.freeAddress(), listen: c.freeAddress(),
 		secret: filepath.Join(c.dir, "secret"), log: newJournal(c.T),
 	}
 	x.Client = &Client{name: name, url: x.URL, http: c.http}
@@ -116,26 +118,14 @@ func (c *Cluster) add(name string) *Node {
 	return x
 }
 
-// freeAddress finds a loopback address whose number both TCP and UDP have free. It looks below the numbers that the system
-// gives to outgoing connections: a node that restarts must find its own free again.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	for range 1000 {
-		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
-		lis, err := port.System().Listen(address)
-		if err != nil {
-			continue
-		}
-		udp, err := port.System().ListenPacket(address)
-		_ = lis.Close()
-		if err != nil {
-			continue
-		}
-		_ = udp.Close()
-		return address
+// freeAddress is a loopback address that stays the test's, also while no node listens at it.
+func (c *Cluster) freeAddress() string {
+	c.T.Helper()
+	n, err := c.ports.Take()
+	if err != nil {
+		c.T.Fatal(err)
 	}
-	t.Fatal("no number is free")
-	return ""
+	return fmt.Sprintf("127.0.0.1:%d", n)
 }
 
 // StartAlone starts one more node, which is a cluster of its own.
@@ -257,7 +247,7 @@ func (x *Node) Ended() bool {
 
 // Move gives the node other addresses, as a new lease or a new container would. It must not be running.
 func (x *Node) Move() {
-	x.address, x.listen = freeAddress(x.cluster.T), freeAddress(x.cluster.T)
+	x.address, x.listen = x.cluster.freeAddress(), x.cluster.freeAddress()
 }
 
 // Wipe empties the node's disk. It must not be running.

@@ -8,13 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"pier/test/ports"
 )
 
 // Config says what to run.
@@ -52,6 +53,7 @@ type Cluster struct {
 
 	cfg    Config
 	client *http.Client
+	ports  ports.Claim
 }
 
 // Start runs the nodes and returns when all of them take pushes, or when ctx ends. After an error nothing is left running.
@@ -64,7 +66,7 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	}
 	c := &Cluster{cfg: cfg, client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}}
 	if err := c.lay(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, c.Stop())
 	}
 	for _, n := range c.Nodes {
 		if err := n.Start(); err != nil {
@@ -104,7 +106,7 @@ func (c *Cluster) trust(ctx context.Context) error {
 // lay gives every node its name, ports and flags.
 func (c *Cluster) lay() error {
 	n := c.cfg.Nodes
-	ports, err := freePorts(2 * n)
+	ports, err := c.freePorts(2 * n)
 	if err != nil {
 		return err
 	}
@@ -149,7 +151,7 @@ func (c *Cluster) add(port int, peer string, more []string) *Node {
 
 // StartAlone starts one more node, which is a cluster of its own until it joins this one.
 func (c *Cluster) StartAlone(ctx context.Context) (*Node, error) {
-	ports, err := freePorts(2)
+	ports, err := c.freePorts(2)
 	if err != nil {
 		return nil, err
 	}
@@ -223,33 +225,19 @@ func (c *Cluster) Stop() error {
 	for _, n := range c.Nodes {
 		faults = append(faults, n.Stop())
 	}
+	c.ports.Release()
 	return errors.Join(faults...)
 }
 
-// freePorts finds ports that are free for TCP and UDP on 127.0.0.1 now.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	var open []io.Closer
-	defer func() {
-		for _, o := range open {
-			_ = o.Close()
-		}
-	}()
-	for tries := 0; len(ports) < n && tries < 20*n; tries++ {
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
+// freePorts takes n ports of 127.0.0.1, which stay the cluster's until it stops.
+func (c *Cluster) freePorts(n int) ([]int, error) {
+	var taken []int
+	for range n {
+		p, err := c.ports.Take()
 		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+			return nil, err
 		}
-		open = append(open, lis)
-		packets, err := net.ListenPacket("udp", lis.Addr().String())
-		if err != nil {
-			continue // taken for UDP; the next one
-		}
-		open = append(open, packets)
-		ports = append(ports, lis.Addr().(*net.TCPAddr).Port)
+		taken = append(taken, p)
 	}
-	if len(ports) < n {
-		return nil, errors.New("no ports are free for both TCP and UDP")
-	}
-	return ports, nil
+	return taken, nil
 }
