@@ -288,3 +288,21 @@ func TestPagesOfOtherSites(t *testing.T) {
 	f.want(f.do("POST", "/v2/team/app/blobs/uploads/", nil, token, "Sec-Fetch-Site: cross-site"), 202, "")
 	f.want(f.do("POST", "/api/v1/access/user/add", order, "Authorization: "+basic(f, "root"), "Sec-Fetch-Site: same-origin"), 200, "")
 }
+
+// A manifest says itself what it is, and a browser believes it: one that calls itself a page must not act there as what the
+// registry itself has sent, with the certificate or the kept password of who looks at it.
+func TestManifestsAreNoPages(t *testing.T) {
+	f := withAccess(t, 3, nil)
+	f.user("root")
+	f.user("eve", "push:eve/**")
+	page := []byte(`{"x":"<script>fetch('/api/v1/access/grant',{method:'POST'})</script>"}`)
+	pushed := f.want(f.do("PUT", "/v2/eve/app/manifests/1", page, "Content-Type: text/html", "Authorization: "+basic(f, "eve")), 201, "")
+	for _, n := range f.nodes {
+		for _, reference := range []string{"1", pushed.Header.Get(headerDigest)} {
+			got := f.want(f.doOn(n, "GET", "/v2/eve/app/manifests/"+reference, nil, "Authorization: "+basic(f, "root")), 200, "")
+			if policy := got.Header.Get("Content-Security-Policy"); !strings.Contains(policy, "sandbox") || strings.Contains(policy, "allow") {
+				t.Errorf("a browser may do with the manifest %s what %q says", reference, policy)
+			}
+		}
+	}
+}
