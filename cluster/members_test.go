@@ -301,6 +301,26 @@ func TestRemoveRefuses(t *testing.T) {
 	}
 }
 
+// Who can't be heard by a majority changes nobody's membership, and says why: the others have to come back first.
+func TestMembershipNeedsAMajority(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	last, gone := nodes[0], nodes[1].cluster.ID()
+	nodes[1].kill()
+	nodes[2].kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	defer cancel()
+	_, _, invited := last.cluster.Invite(ctx, time.Hour)
+	for what, err := range map[string]error{
+		"invite": invited, "remove": last.cluster.Remove(ctx, gone, false), "by force": last.cluster.Remove(ctx, gone, true),
+		"leave": last.cluster.Leave(ctx),
+	} {
+		if !errors.Is(err, ErrNoQuorum) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // Two removals that each could be afforded may be one too many, whoever is asked for them. What was removed is no holder of
 // blobs any more, though the answer was lost half way.
 func TestRemovalsAtOnceLeaveAMajority(t *testing.T) {

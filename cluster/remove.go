@@ -30,12 +30,15 @@ func (c *Cluster) Remove(ctx context.Context, id NodeID, force bool) error {
 	}
 	deadline := c.cfg.Now().Add(proposePatience)
 	for {
-		err := c.removeOnce(ctx, id, force)
+		err := c.ReadIndex(ctx)
+		if err == nil {
+			err = c.removeOnce(ctx, id, force)
+		}
 		if id == c.ID() && errors.Is(err, ErrNotMember) {
 			return nil // it is done, and only the answer was lost
 		}
 		var last *LastCopyError
-		if err == nil || errors.Is(err, ErrWouldLoseQuorum) || errors.As(err, &last) {
+		if err == nil || errors.Is(err, ErrNoQuorum) || errors.Is(err, ErrWouldLoseQuorum) || errors.As(err, &last) {
 			return err
 		}
 		if c.cfg.Now().After(deadline) {
@@ -209,6 +212,9 @@ func (c *Cluster) serveRemove(w http.ResponseWriter, r *http.Request) {
 func (c *Cluster) Leave(ctx context.Context) error {
 	if len(c.servers()) < 2 {
 		return fmt.Errorf("%w: it is the only one", ErrWouldLoseQuorum)
+	}
+	if err := c.ReadIndex(ctx); err != nil {
+		return err
 	}
 	if err := c.records.Mark(ctx, c.ID(), false, true); err != nil {
 		return err

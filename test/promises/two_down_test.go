@@ -41,6 +41,7 @@ func TestLastNodeLetsIn(t *testing.T) {
 	g.Eventually("it answers", func() bool { _, _, err := last.Do("GET", "/healthz", nil); return err == nil })
 	g.alone(last, alice, ci, gone, other)
 	g.changesNothing(last.As(g.root.basic()))
+	g.saysWhoIsMissing(last.Control())
 	for _, x := range others(g.Cluster, last) {
 		x.Start()
 	}
@@ -117,6 +118,20 @@ func (g *guarded) lists(x *harness.Client) {
 		}
 		if want != nil && (json.Unmarshal(body, &list) != nil || !slices.Equal(append(list.Tags, list.Repositories...), want)) {
 			t.Errorf("%s is %s", path, body)
+		}
+	}
+}
+
+// saysWhoIsMissing checks that who wants to change the members hears what to do first.
+func (g *guarded) saysWhoIsMissing(c *client.Client) {
+	g.T.Helper()
+	ctx := g.T.Context()
+	_, invited := c.Invite(ctx, client.InviteRequest{})
+	for what, err := range map[string]error{
+		"invite": invited, "leave": c.Leave(ctx), "remove": c.Remove(ctx, client.RemoveRequest{Node: g.Nodes[0].Name, Force: true}),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "no majority") || !strings.Contains(err.Error(), "`pier cluster status`") {
+			g.T.Errorf("%s without a majority: %v", what, err)
 		}
 	}
 }

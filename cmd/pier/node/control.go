@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"pier/api"
 	"pier/api/client"
 	"pier/cluster"
 )
@@ -163,6 +164,8 @@ func answer(err error) error {
 		return refuse(http.StatusNotFound, "NODE_UNKNOWN", err)
 	case refusesRotation(err), errors.Is(err, cluster.ErrWouldLoseQuorum), errors.Is(err, cluster.ErrCantLead), errors.As(err, &last):
 		return refuse(http.StatusConflict, "CONFLICT", err)
+	case errors.Is(err, cluster.ErrNoQuorum):
+		return &api.Unavailable{Reason: cluster.ErrNoQuorum.Error() + ": start the nodes that `pier cluster status` shows as dead, or mend the network", Err: err}
 	}
 	return unavailable(err)
 }
