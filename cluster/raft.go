@@ -57,6 +57,7 @@ func (c *Cluster) openRaft() error {
 		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: c.rpcTimeout(), Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
 	})
 	c.transport = newGatedTransport(inner)
+	c.transport.tasks = &c.tasks
 	c.transport.patience = 2 * c.rpcTimeout()
 	c.transport.pause = min(c.cfg.RaftTimeout/4, 250*time.Millisecond)
 	c.transport.again = func(id NodeID, term uint64) bool {
@@ -123,6 +124,7 @@ var errGate = errors.New("this node does not vote until others confirm that its 
 // votes and entries, and would help to elect a leader that lacks what was acknowledged. Appending is harmless.
 type gatedTransport struct {
 	*raft.NetworkTransport
+	tasks   *crew
 	out     chan raft.RPC
 	stopped chan struct{}
 	once    sync.Once
@@ -217,6 +219,20 @@ func isElection(command any) bool {
 		return true
 	}
 	return false
+}
+
+// SetHeartbeatHandler has heartbeats answered in the goroutine that reads them, as the library does. Its shutdown doesn't wait
+// for one that is being answered: that would find the log closed, and ends the process when it can't write a newer term
+// (hashicorp/raft v1.8.0, processHeartbeat; this can go when Shutdown waits).
+func (t *gatedTransport) SetHeartbeatHandler(answer func(raft.RPC)) {
+	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
+		if !t.tasks.enter() {
+			rpc.Respond(nil, raft.ErrRaftShutdown)
+			return
+		}
+		defer t.tasks.done()
+		answer(rpc)
+	})
 }
 
 // Consumer gives Raft what may pass.
