@@ -336,6 +336,8 @@ type wires struct {
 	cuts  map[[2]string]bool
 	conns map[*wire]struct{}
 	mute  bool // no packet passes
+	// swallowed hears of dials over a cut link that get no answer; where it is nil they fail at once.
+	swallowed chan struct{}
 }
 
 func newWires() *wires { return &wires{cuts: map[[2]string]bool{}, conns: map[*wire]struct{}{}} }
@@ -368,10 +370,21 @@ func (w *wires) cutOneWay(a, b []*member) {
 	}
 }
 
+// swallow cuts so that nobody is told: who dials waits. It gives a channel that hears of a dial.
+func (w *wires) swallow(a, b []*member) <-chan struct{} {
+	heard := make(chan struct{}, 1)
+	w.mu.Lock()
+	w.swallowed = heard
+	w.mu.Unlock()
+	w.cutOneWay(a, b)
+	return heard
+}
+
 func (w *wires) heal() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	clear(w.cuts)
+	w.swallowed = nil
 }
 
 type end struct {
@@ -396,13 +409,20 @@ func (e end) Dial(ctx context.Context, to string) (net.Conn, error) {
 	}
 	w := &wire{Conn: c, wires: e.wires, ends: [2]string{e.address, to}}
 	e.wires.mu.Lock()
-	broken := e.wires.cuts[w.ends]
+	broken, swallowed := e.wires.cuts[w.ends], e.wires.swallowed
 	if !broken {
 		e.wires.conns[w] = struct{}{}
 	}
 	e.wires.mu.Unlock()
 	if broken {
 		_ = c.Close()
+		if swallowed != nil {
+			select {
+			case swallowed <- struct{}{}:
+			default:
+			}
+			<-ctx.Done()
+		}
 		return nil, errors.New("the link is cut")
 	}
 	return w, nil

@@ -58,6 +58,9 @@ func (c *Cluster) newPeerTransport() *http.Transport {
 			if err != nil {
 				return nil, err
 			}
+			// What was sent into a link that was cut is never answered, also when it is whole again: try again before long.
+			ctx, cancel := context.WithTimeout(ctx, c.rpcTimeout())
+			defer cancel()
 			return c.port.Dial(ctx, port.ProtoPeer, NodeID(host), at)
 		},
 		IdleConnTimeout:     2 * time.Minute,

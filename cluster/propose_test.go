@@ -74,6 +74,26 @@ func TestProposeThroughAFollowerOutlivesTheLeader(t *testing.T) {
 }
 
 // The same bytes proposed again get the first answer.
+// The way to the leader swallows what is sent, for a moment: whoever waits for a connection that was begun then begins another.
+func TestProposeOutlivesADialWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.formed(3)
+	ldr := leader(t, nodes)
+	m := others(nodes, ldr)[0]
+	m.cluster.gossip.kill()                  // it would be the first to ask
+	for _, key := range []string{"a", "b"} { // at the first it may still be telling others of its start, by another connection
+		swallowed := h.net.swallow([]*member{m}, []*member{ldr})
+		put := make(chan error, 1)
+		go func() { put <- m.put(key, "1") }()
+		<-swallowed
+		h.net.heal()
+		if err := <-put; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestProposeTwiceAppliesOnce(t *testing.T) {
 	h := newHouse(t)
 	m := h.add(nil)
