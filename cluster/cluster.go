@@ -113,7 +113,7 @@ func (c *Cluster) open() error {
 	c.peers, c.control = newRenewable(c.newPeerTransport), newRenewable(c.newPeerTransport)
 	c.own = &ownSecrets{file: c.cfg.SecretFile, list: c.cfg.Secrets, use: c.useSecrets}
 	c.reads, c.confirms = &rounds{tasks: &c.tasks, fn: c.readRound}, &rounds{tasks: &c.tasks, fn: c.confirmRound}
-	c.dead = newDeaths()
+	c.dead = newDeaths(c.started)
 	if c.gossip, err = newGossip(gossipConfig{
 		id: id.ID, meta: gossipMeta{Name: c.cfg.Name, API: c.cfg.API, Cluster: c.advertise}, port: c.port,
 		advertise: c.advertise, keys: c.cfg.Secrets.GossipKeys(), logger: c.cfg.Logger,

@@ -14,21 +14,21 @@ type deaths struct {
 	settledTerm uint64
 }
 
-func newDeaths() *deaths {
-	return &deaths{gone: make(map[NodeID]time.Time), well: make(map[NodeID]time.Time)}
+func newDeaths(now time.Time) *deaths {
+	return &deaths{gone: make(map[NodeID]time.Time), well: make(map[NodeID]time.Time), noLeader: now}
 }
 
-// leaderless is for how long no leader has been known.
-func (d *deaths) leaderless(known bool, now time.Time) time.Duration {
+// lostLeader notes that nobody is known to lead any more.
+func (d *deaths) lostLeader(now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if known {
-		d.noLeader = time.Time{}
-		return 0
-	}
-	if d.noLeader.IsZero() {
-		d.noLeader = now
-	}
+	d.noLeader = now
+}
+
+// leaderless is for how long no leader has been known, where none is.
+func (d *deaths) leaderless(now time.Time) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	return now.Sub(d.noLeader)
 }
 

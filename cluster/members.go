@@ -61,8 +61,6 @@ func (c *Cluster) lead(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		_, known := c.Leader()
-		c.dead.leaderless(known, c.cfg.Now())
 		if err := c.noteMembers(); err != nil {
 			return err
 		}

@@ -321,6 +321,21 @@ func TestMembershipNeedsAMajority(t *testing.T) {
 	}
 }
 
+// A node that was removed, and hasn't heard of it, is told when it asks.
+func TestARemovedNodeIsToldWhenItReads(t *testing.T) {
+	h := newHouse(t)
+	nodes := h.formed(3)
+	gone := others(nodes, leader(t, nodes))[0]
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	if err := others(nodes, gone)[0].cluster.Remove(ctx, gone.cluster.ID(), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := gone.cluster.ReadIndex(ctx); !errors.Is(err, ErrNotMember) {
+		t.Fatalf("a removed node reads: %v", err)
+	}
+}
+
 // Two removals that each could be afforded may be one too many, whoever is asked for them. What was removed is no holder of
 // blobs any more, though the answer was lost half way.
 func TestRemovalsAtOnceLeaveAMajority(t *testing.T) {

@@ -82,8 +82,11 @@ func (c *Cluster) openRaft() error {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	c.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
-		if _, ok := o.Data.(raft.LeaderObservation); ok {
-			c.newLeader.notify() // in Raft's own goroutine: it only closes a channel
+		if now, ok := o.Data.(raft.LeaderObservation); ok { // in Raft's own goroutine: nothing here waits
+			if now.LeaderID == "" {
+				c.dead.lostLeader(c.cfg.Now())
+			}
+			c.newLeader.notify()
 		}
 		return false
 	}))

@@ -74,15 +74,15 @@ func (r *rounds) run() {
 // ReadIndex returns nil once the local state holds everything that any node answered before the call. ErrNoQuorum after
 // five seconds without a leader that a majority confirms; at once on a node that has known none for longer.
 func (c *Cluster) ReadIndex(ctx context.Context) error {
-	if c.isRemoved() {
-		return ErrNotMember
-	}
-	if c.lonely() {
-		return ErrNoQuorum
-	}
 	ctx, cancel := context.WithTimeout(ctx, readPatience)
 	defer cancel()
 	for {
+		if c.isRemoved() {
+			return ErrNotMember
+		}
+		if c.lonely() {
+			return ErrNoQuorum
+		}
 		index, err := c.reads.join(ctx)
 		if err == nil {
 			if err = c.state.WaitApplied(ctx, index); err == nil {
@@ -94,16 +94,13 @@ func (c *Cluster) ReadIndex(ctx context.Context) error {
 			return fmt.Errorf("%w (%w)", ErrNoQuorum, err)
 		case <-time.After(retryPause):
 		}
-		if c.lonely() {
-			return ErrNoQuorum
-		}
 	}
 }
 
 // lonely says that there has been no leader for longer than an election takes.
 func (c *Cluster) lonely() bool {
 	_, known := c.Leader()
-	return c.dead.leaderless(known, c.cfg.Now()) > max(3*c.cfg.RaftTimeout, 2*time.Second)
+	return !known && c.dead.leaderless(c.cfg.Now()) > max(3*c.cfg.RaftTimeout, 2*time.Second)
 }
 
 // readRound finds the index that a reader must wait for: here on the leader, there on the others.
