@@ -261,11 +261,24 @@ func (s *Store) Doubt(d digest.Digest) { s.verified.Delete(d) }
 // Release moves a blob that this node needn't hold to the trash.
 func (s *Store) Release(d digest.Digest) error { return s.moveOut(d, "trash") }
 
+// ReleaseAll moves every blob to the trash.
+func (s *Store) ReleaseAll(ctx context.Context) error {
+	err := s.Walk(ctx, func(d digest.Digest, size int64) error { return s.move(d, size, "trash") })
+	return errors.Join(err, s.syncs.sync(s.path("trash")))
+}
+
 func (s *Store) moveOut(d digest.Digest, folder string) error {
 	size, err := s.Stat(d)
 	if err != nil {
 		return err
 	}
+	if err := s.move(d, size, folder); err != nil {
+		return err
+	}
+	return errors.Join(s.syncs.sync(s.path(folder)), s.syncs.sync(filepath.Dir(s.blobPath(d))))
+}
+
+func (s *Store) move(d digest.Digest, size int64, folder string) error {
 	name := fmt.Sprintf("%s-%s-%d", d.Algorithm(), d.Encoded(), s.cfg.Now().UnixNano())
 	if err := os.Rename(s.blobPath(d), s.path(folder, name)); err != nil {
 		return fmt.Errorf("move %s to %s: %w", d, folder, err)
@@ -273,7 +286,7 @@ func (s *Store) moveOut(d digest.Digest, folder string) error {
 	s.verified.Delete(d)
 	s.count(-1, -size)
 	s.notify()
-	return errors.Join(s.syncs.sync(s.path(folder)), s.syncs.sync(filepath.Dir(s.blobPath(d))))
+	return nil
 }
 
 // emptyTrash removes what has been there for long.

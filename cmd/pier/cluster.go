@@ -80,7 +80,7 @@ func (o *controlOptions) newJoin() *cobra.Command {
 			return o.show(cmd, j, "joined cluster %s as %s", j.ClusterID, j.ID)
 		},
 	}
-	cmd.Flags().BoolVar(&discard, "discard", false, "join even though this node holds images, which it then forgets")
+	cmd.Flags().BoolVar(&discard, "discard", false, "join even though this node holds images, which it then drops")
 	return cmd
 }
 

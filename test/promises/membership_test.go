@@ -3,7 +3,10 @@ package promises
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -58,6 +61,35 @@ func TestJoinRemoveLeaveUnderPushes(t *testing.T) {
 	c.Eventually("status shows three", func() bool { return members(t, other) == 3 })
 	leaver.Kill()
 	c.Whole(pushes.stop()...)
+}
+
+// A node that joins with --discard forgets its images, and doesn't keep their blobs: they go to the trash, which makes room.
+func TestJoinDiscards(t *testing.T) {
+	t.Parallel()
+	c := harness.Start(t, 1)
+	ctx := t.Context()
+	before, after := harness.NewImage("old/app", "1", 20<<10), harness.NewImage("new/app", "1", 20<<10)
+	c.Must(c.Nodes[0].Push(after))
+	x := c.StartAlone()
+	c.Must(x.Push(before))
+	invite, err := c.Nodes[0].Control().Invite(ctx, client.InviteRequest{})
+	c.Must(err)
+	if _, err := x.Control().Join(ctx, client.JoinRequest{Token: invite.Token}); err == nil || !strings.Contains(err.Error(), "--discard") {
+		t.Fatalf("images are dropped unasked: %v", err)
+	}
+	_, err = x.Control().Join(ctx, client.JoinRequest{Token: invite.Token, Discard: true})
+	c.Must(err)
+	c.Eventually("it has the cluster's image, and nothing else", func() bool {
+		s, err := x.Control().Status(ctx)
+		return err == nil && len(s.Nodes) == 2 && s.Healthy && s.Nodes[0].Blobs == s.Nodes[1].Blobs && x.Pull(after) == nil
+	})
+	if _, _, err := x.Want(http.StatusNotFound, "GET", "/v2/old/app/manifests/1", nil); err != nil {
+		t.Error(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(x.Dir, "state.db.*")); err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+	c.Whole(after)
 }
 
 func members(t *testing.T, x *harness.Node) int {

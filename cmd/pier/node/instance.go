@@ -74,6 +74,9 @@ func (i *instance) build(n *Node) error {
 	if err != nil {
 		return fmt.Errorf("set up the cluster: %w", err)
 	}
+	if err := dropFormer(n.cfg.DataDir, i.cluster.ID(), i.store); err != nil {
+		return err
+	}
 	i.log = newProposer(i.cluster, i.state)
 	records.log = i.log
 	i.blobs, err = blobsync.New(blobsync.Config{

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"pier/blobsync/store"
 	"pier/cluster"
 )
 
@@ -36,27 +38,37 @@ func (n *Node) join(ctx context.Context, order joinOrder) (cluster.Joined, error
 	return joined, nil
 }
 
-// settleState finishes what a join began: the state that was put aside belongs back when this node is still who it was,
-// and goes when it has become a member elsewhere.
+// settleState brings back the state that was put aside for a join which came to nothing: this node is still who it was.
 func settleState(dir string) error {
-	found, err := filepath.Glob(filepath.Join(dir, asideFile+"*"))
-	if err != nil || len(found) == 0 {
-		return err
-	}
 	id, err := cluster.StoredID(dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("read the identity: %w", err)
 	}
-	state := filepath.Join(dir, stateFile)
-	for _, aside := range found {
-		if filepath.Base(aside) == asideFile+string(id) {
-			if _, err := os.Stat(state); errors.Is(err, os.ErrNotExist) {
-				if err := os.Rename(aside, state); err != nil {
-					return fmt.Errorf("bring the old state back: %w", err)
-				}
-				continue
-			}
-		}
+	state, aside := filepath.Join(dir, stateFile), filepath.Join(dir, asideFile+string(id))
+	if _, err := os.Stat(state); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(aside, state); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("bring the old state back: %w", err)
+	}
+	return nil
+}
+
+// dropFormer lets go of what this node held as somebody else, before it joined. The state goes last: while it is there this
+// isn't done.
+func dropFormer(dir string, id cluster.NodeID, blobs *store.Store) error {
+	former, err := filepath.Glob(filepath.Join(dir, asideFile+"*"))
+	former = slices.DeleteFunc(former, func(aside string) bool { return filepath.Base(aside) == asideFile+string(id) })
+	if err != nil || len(former) == 0 {
+		return err
+	}
+	if err := blobs.ReleaseAll(context.Background()); err != nil {
+		return fmt.Errorf("let go of the blobs from before: %w", err)
+	}
+	for _, aside := range former {
 		if err := os.Remove(aside); err != nil {
 			return fmt.Errorf("remove the state of the former cluster: %w", err)
 		}
