@@ -17,11 +17,13 @@ const (
 	Admin
 )
 
-// rightNames are the words that people write.
-var rightNames = []struct {
+type rightName struct {
 	right Right
 	name  string
-}{{Pull, "pull"}, {Push, "push"}, {Delete, "delete"}, {Admin, "admin"}}
+}
+
+// rightNames are the words that people write.
+var rightNames = []rightName{{Pull, "pull"}, {Push, "push"}, {Delete, "delete"}, {Admin, "admin"}}
 
 // ParseRight reads pull, push, delete or admin.
 func ParseRight(s string) (Right, error) {

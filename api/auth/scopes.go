@@ -9,6 +9,9 @@ import (
 // maxScopes bounds what one token can be for; a push with many mounts asks for a handful.
 const maxScopes = 64
 
+// allActions asks for all that there are.
+const allActions = "*"
+
 // Scope is one part of what a client asks a token for, as the Docker token protocol writes it: TYPE:NAME:ACTION,ACTION.
 type Scope struct {
 	Type    string   `json:"type"`
@@ -20,7 +23,9 @@ type Scope struct {
 func (s Scope) String() string { return s.Type + ":" + s.Name + ":" + strings.Join(s.Actions, ",") }
 
 // CatalogScope is what listing repositories asks for.
-func CatalogScope() Scope { return Scope{Type: "registry", Name: "catalog", Actions: []string{"*"}} }
+func CatalogScope() Scope {
+	return Scope{Type: "registry", Name: "catalog", Actions: []string{allActions}}
+}
 
 // ClusterScope is what the control API asks for.
 func ClusterScope() Scope { return Scope{Type: "cluster", Name: "pier", Actions: []string{"admin"}} }
@@ -49,7 +54,7 @@ func ParseScopes(params []string) ([]Scope, error) {
 			}
 			s := Scope{Type: text[:first], Name: text[first+1 : last]}
 			for a := range strings.SplitSeq(text[last+1:], ",") {
-				if a != "" && !slices.Contains(s.Actions, a) {
+				if isAction(a) && !slices.Contains(s.Actions, a) {
 					s.Actions = append(s.Actions, a)
 				}
 			}
@@ -57,6 +62,11 @@ func ParseScopes(params []string) ([]Scope, error) {
 		}
 	}
 	return out, nil
+}
+
+// isAction tells whether anybody could get the action. What else clients write may be long, and is left out.
+func isAction(a string) bool {
+	return a == allActions || slices.ContainsFunc(rightNames, func(n rightName) bool { return n.name == a })
 }
 
 // Limit is the most that a token allows, whatever its subject may do by then.
@@ -88,8 +98,7 @@ func limitOf(scopes []Scope) *Limit {
 	return l
 }
 
-// Grantable is what the caller gets of what was asked: possibly less, possibly nothing, never an error. The action *
-// asks for all that there is.
+// Grantable is what the caller gets of what was asked: possibly less, possibly nothing, never an error.
 func (d *Directory) Grantable(c Caller, asked []Scope) []Scope {
 	var out []Scope
 	for _, s := range asked {
@@ -103,7 +112,7 @@ func (d *Directory) Grantable(c Caller, asked []Scope) []Scope {
 		case s.Type == "registry" && s.Name == "catalog":
 			out = append(out, CatalogScope()) // the list itself shows only what the caller may pull
 		case s.Type == "cluster" && d.Administers(c):
-			out = append(out, s)
+			out = append(out, ClusterScope())
 		}
 	}
 	return out
@@ -112,7 +121,7 @@ func (d *Directory) Grantable(c Caller, asked []Scope) []Scope {
 func (d *Directory) grantable(c Caller, s Scope) Scope {
 	got := Scope{Type: s.Type, Name: s.Name}
 	for _, n := range rightNames {
-		if !slices.Contains(s.Actions, n.name) && !slices.Contains(s.Actions, "*") {
+		if !slices.Contains(s.Actions, n.name) && !slices.Contains(s.Actions, allActions) {
 			continue
 		}
 		if _, ok := d.Decide(c, n.right, s.Name); ok {

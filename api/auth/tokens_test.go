@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -182,6 +183,23 @@ func TestGrantable(t *testing.T) {
 		if _, err := ParseScopes([]string{bad}); err == nil {
 			t.Errorf("scope %.40q is accepted", bad)
 		}
+	}
+}
+
+// A stranger's request is read in no time, however many actions it makes up.
+func TestMadeUpActions(t *testing.T) {
+	var actions []string
+	for i := range 10_000 {
+		actions = append(actions, strconv.Itoa(i))
+	}
+	asked, err := ParseScopes([]string{"repository:a:push," + strings.Join(actions, ",") + ",pull,push"})
+	if err != nil || len(asked) != 1 || !slices.Equal(asked[0].Actions, []string{"push", "pull"}) {
+		t.Errorf("of the actions %d are kept, %v", len(asked[0].Actions), err)
+	}
+	d := NewDirectory(true, []Principal{{Name: "root", Kind: KindUser}}, []Grant{{"root", Admin, Everything}})
+	root, _ := d.Active("root", time.Now())
+	if got := d.Grantable(root, []Scope{{"cluster", "made up", []string{"admin", "more"}}}); len(got) != 1 || got[0].String() != ClusterScope().String() {
+		t.Errorf("granted %v", got)
 	}
 }
 
