@@ -23,7 +23,7 @@ var (
 
 const (
 	issuer     = "pier"
-	maxToken   = 16 << 10
+	maxToken   = 32 << 10         // what the most scopes of the longest names come to
 	clockSlack = 30 * time.Second // nodes' clocks may differ by this much: no token is too new by less
 
 	useAccess  = "access"

@@ -203,6 +203,29 @@ func TestMadeUpActions(t *testing.T) {
 	}
 }
 
+// Whatever may be asked for at once, what is given for it is taken.
+func TestTheLargestToken(t *testing.T) {
+	var asked []Scope
+	for i := range maxScopes {
+		asked = append(asked, Scope{"repository", strings.Repeat("a", maxPattern-2) + strconv.Itoa(10+i), []string{"*"}})
+	}
+	var groups []string
+	for range maxTokenGroups {
+		groups = append(groups, strings.Repeat("g", maxTokenGroupBytes/maxTokenGroups))
+	}
+	d := NewDirectory(true, []Principal{{Name: "root", Kind: KindUser}}, []Grant{{"root", Admin, Everything}})
+	root := Caller{Kind: KindUser, Name: "root", Provider: strings.Repeat("p", maxName), ProviderGeneration: 1 << 62, Generation: 1 << 62, Groups: groups}
+	k, now := keys(t, 1), time.Unix(1_000_000, 0)
+	token, err := k.Issue(root, "pier", d.Grantable(root, asked), now, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := k.Verify(token.Text, "pier", now)
+	if err != nil || len(c.Limit.Repositories) != maxScopes {
+		t.Errorf("a token of %d bytes for %d repositories: %v", len(token.Text), maxScopes, err)
+	}
+}
+
 func FuzzScope(f *testing.F) {
 	f.Add("repository:a/b:pull,push registry:catalog:*")
 	f.Fuzz(func(t *testing.T, text string) {
