@@ -135,12 +135,15 @@ func (d *desk) paceOf(source string) *rate.Limiter {
 	return l
 }
 
-// atDesk serves a request for a token.
+// atDesk serves a request for a token. Its form is read before it has a place: who sends slowly keeps nobody waiting.
 func (a *API) atDesk(serve func(w http.ResponseWriter, r *http.Request) error) http.HandlerFunc {
 	return a.plain("token", asksPassword(func(w http.ResponseWriter, r *http.Request) error {
 		if isCrowded(r.Context()) {
 			w.Header().Set("Connection", "close")
 			return flood("connections")
+		}
+		if err := readForm(w, r); err != nil {
+			return err
 		}
 		source := auth.SourceKey(a.access.source(r))
 		if err := a.desk.enter(r.Context(), source); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"sync"
@@ -188,6 +189,31 @@ func TestWaitingTakesNoPlace(t *testing.T) {
 		t.Errorf("%v; %d wait, %d are inside, from %v", err, a.desk.waiting, a.desk.inside, a.desk.from)
 	}
 }
+
+// Who sends a form slowly takes no place from others: strangers could hold all of them for an hour.
+func TestSlowFormsTakeNoPlace(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	a, read := f.nodes[0].api, 0
+	form := strings.NewReader("grant_type=password&username=root&password=root%27s-password")
+	body := readFunc(func(p []byte) (int, error) {
+		a.desk.mu.Lock()
+		defer a.desk.mu.Unlock()
+		if read++; a.desk.inside != 0 {
+			t.Errorf("%d places are taken while the form is under way", a.desk.inside)
+		}
+		return form.Read(p)
+	})
+	r, w := httptest.NewRequest("POST", "/token", body), httptest.NewRecorder()
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if a.Handler().ServeHTTP(w, r); w.Code != 200 || read == 0 {
+		t.Errorf("%d %s, after %d reads", w.Code, w.Body, read)
+	}
+}
+
+type readFunc func(p []byte) (int, error)
+
+func (read readFunc) Read(p []byte) (int, error) { return read(p) }
 
 // Whoever reads the log learns why clients behind a proxy that nobody named are slow.
 func TestProxyHint(t *testing.T) {

@@ -50,12 +50,20 @@ func (a *API) getToken(w http.ResponseWriter, r *http.Request) error {
 	return a.sendToken(w, d, c, query, query.Get("offline_token") == "true" && byPassword)
 }
 
-// postToken is the OAuth2 form of the same.
-func (a *API) postToken(w http.ResponseWriter, r *http.Request) error {
+// readForm reads the form of a POST.
+func readForm(w http.ResponseWriter, r *http.Request) error {
+	if r.Method != http.MethodPost {
+		return nil
+	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
 		return refuse(http.StatusBadRequest, codeUnsupported, "the form can't be read, or has more than 64 KiB")
 	}
+	return nil
+}
+
+// postToken is the OAuth2 form of the same.
+func (a *API) postToken(w http.ResponseWriter, r *http.Request) error {
 	d, err := a.access.directory()
 	if err != nil {
 		return err
