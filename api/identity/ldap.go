@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -117,16 +116,21 @@ func (d *directory) ask(ctx context.Context, q question) (person, error) {
 	first := d.first
 	d.mu.Unlock()
 	var faults []error
+	answered := false
 	for i := range d.cfg.URLs {
 		n := (first + i) % len(d.cfg.URLs)
 		p, err := d.askServer(within, d.cfg.URLs[n], q)
 		if ctx.Err() != nil {
 			return person{}, ctx.Err() // who asked is gone; that says nothing of the servers
 		}
-		if err == nil || errors.Is(err, auth.ErrWrongLogin) {
+		decided := err == nil || errors.Is(err, auth.ErrWrongLogin)
+		if decided || errors.As(err, &doubt{}) {
+			answered = true
 			d.mu.Lock()
 			d.first, d.rest = n, time.Time{}
 			d.mu.Unlock()
+		}
+		if decided {
 			return p, err
 		}
 		q.note("%s: %v", d.cfg.URLs[n], err)
@@ -136,7 +140,7 @@ func (d *directory) ask(ctx context.Context, q question) (person, error) {
 		}
 	}
 	// Somebody in more groups than a server will list must not keep everybody else out.
-	if slices.ContainsFunc(faults, func(err error) bool { return !errors.As(err, &doubt{}) }) {
+	if !answered {
 		d.mu.Lock()
 		d.rest = time.Now().Add(d.pause)
 		d.mu.Unlock()

@@ -277,23 +277,26 @@ func answering(t *testing.T, code map[string]int64) (url string, binds *atomic.I
 	}), binds
 }
 
-// A server that lists no groups for one person goes on deciding about the others: only silence lets it rest.
+// A server that lists no groups for one person goes on deciding about the others: only silence of all lets them rest.
 func TestDoubtIsNoSilence(t *testing.T) {
+	silent := server(t, func(net.Conn) {})
 	// A login binds before it searches, as alice, and again.
 	for code, want := range map[int64]int64{ldap.LDAPResultSizeLimitExceeded: 6, ldap.LDAPResultAdminLimitExceeded: 6, ldap.LDAPResultBusy: 3, ldap.LDAPResultUnavailable: 3} {
-		l := example()
-		l.Insecure, l.Groups = true, client.LDAPGroups{Base: "ou=groups,dc=example,dc=org", Filter: "(member={dn})", All: true}
-		url, binds := answering(t, map[string]int64{l.Groups.Base: code})
-		l.URLs = []string{url}
-		p := NewPeople()
-		p.Set([]Provider{{Provider: client.Provider{Name: "corp", LDAP: &l}, Generation: 1}})
-		for range 2 {
-			if _, err := p.Check(t.Context(), "", "alice", "x"); !errors.Is(err, auth.ErrNoAnswer) {
-				t.Errorf("%d: %v", code, err)
+		for _, others := range [][]string{nil, {silent}} {
+			l := example()
+			l.Insecure, l.Groups = true, client.LDAPGroups{Base: "ou=groups,dc=example,dc=org", Filter: "(member={dn})", All: true}
+			url, binds := answering(t, map[string]int64{l.Groups.Base: code})
+			l.URLs = append(others, url)
+			p := NewPeople()
+			p.Set([]Provider{{Provider: client.Provider{Name: "corp", LDAP: &l}, Generation: 1}})
+			for range 2 {
+				if _, err := p.Check(t.Context(), "", "alice", "x"); !errors.Is(err, auth.ErrNoAnswer) {
+					t.Errorf("%d: %v", code, err)
+				}
 			}
-		}
-		if n := binds.Load(); n != want {
-			t.Errorf("%d: %d binds for two logins, want %d", code, n, want)
+			if n := binds.Load(); n != want {
+				t.Errorf("%d, behind %d silent servers: %d binds for two logins, want %d", code, len(others), n, want)
+			}
 		}
 	}
 }
