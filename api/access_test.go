@@ -182,7 +182,7 @@ func TestWhoSeesTheMetrics(t *testing.T) {
 	f.user("alice", "pull:team/**")
 	const proxied = "X-Forwarded-For: 192.0.2.1" // else it is this machine
 	f.want(f.do("GET", "/metrics", nil), 200, "")
-	f.want(f.do("GET", "/metrics", nil, proxied), 401, codeUnauthorized)
+	f.wantHeader(f.want(f.do("GET", "/metrics", nil, proxied), 401, codeUnauthorized), `WWW-Authenticate: Basic realm="pier"`)
 	f.want(f.do("HEAD", "/metrics", nil, proxied), 401, codeUnauthorized)
 	f.want(f.do("GET", "/metrics", nil, "Via: 1.1 proxy"), 401, codeUnauthorized)
 	f.want(f.do("GET", "/metrics", nil, proxied, "Authorization: "+basic(f, "alice")), 403, codeDenied)

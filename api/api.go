@@ -216,8 +216,8 @@ func (a *API) router(full bool) http.Handler {
 	r.Head("/healthz", a.healthz)
 	r.Get("/readyz", a.readyz)
 	r.Head("/readyz", a.readyz)
-	r.Get("/metrics", a.plain("metrics", a.getMetrics))
-	r.Head("/metrics", a.plain("metrics", a.getMetrics))
+	r.Get("/metrics", a.plain("metrics", asksPassword(a.getMetrics)))
+	r.Head("/metrics", a.plain("metrics", asksPassword(a.getMetrics)))
 	r.Route("/api/v1", func(r chi.Router) {
 		r.Use(routeNamed("control"))
 		a.controlRoutes(r)
@@ -323,18 +323,14 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, rt route, relayed
 			return a.challenged(r, err, e.needs, rt)
 		}
 	}
+	serve := e.serve
 	if rt.kind == kindUpload && rt.owner != a.cfg.Node {
 		if relayed {
 			return blobsync.ErrUploadUnknown
 		}
-		if r.Method == http.MethodPut { // which ends in a change, at a node that trusts this one
-			if err := a.settled(r.Context()); err != nil {
-				return a.challenged(r, err, e.needs, rt)
-			}
-		}
-		return a.relay(w, r, rt)
+		serve = a.relay
 	}
-	return a.challenged(r, e.serve(w, r, rt), e.needs, rt)
+	return a.challenged(r, serve(w, r, rt), e.needs, rt)
 }
 
 func allowed(methods map[string]endpoint) string {

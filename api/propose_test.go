@@ -63,6 +63,9 @@ func TestChangesRestOnWhatHoldsNow(t *testing.T) {
 			if got.StatusCode != want {
 				t.Errorf("%s: %s %s: %d %s", how, x.method, x.path, got.StatusCode, got.body)
 			}
+			if want == 401 && !strings.Contains(got.Header.Get("WWW-Authenticate"), `scope="repository:team/app:`) {
+				t.Errorf("%s: %s %s: who is refused isn't told how to come in: %q", how, x.method, x.path, got.Header.Get("WWW-Authenticate"))
+			}
 			f.unchanged(how, x.method+" "+x.path, how == "given", blob, index)
 		}
 	}

@@ -33,6 +33,11 @@ var errOwnerSilent = errors.New("the upload's node does not answer")
 // gets a little time to come back, as long as nothing of the body is spent: sessions survive a restart. After that the
 // upload is one that nobody knows, and clients begin the blob again.
 func (a *API) relay(w http.ResponseWriter, r *http.Request, rt route) error {
+	if r.Method == http.MethodPut { // which ends in a change, at a node that trusts this one
+		if err := a.settled(r.Context()); err != nil {
+			return err
+		}
+	}
 	if a.cfg.Relay == nil || !a.isMember(r.Context(), rt.owner) {
 		return blobsync.ErrUploadUnknown
 	}
