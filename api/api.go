@@ -49,8 +49,8 @@ type Config struct {
 	Doctor func(ctx context.Context) []client.Finding
 	// Ready returns why this node can't serve pulls, or pushes; nil means always ready.
 	Ready func(push bool) error
-	// MaxInFlight requests are served at once (default 1024), MaxQueue more wait (default 8192), each for at most
-	// QueueWait (default 30 s). A manifest that is pushed waits as long for memory.
+	// MaxInFlight requests are served at once (default 1024; no source gets much more than half), MaxQueue more wait (default
+	// 8192), each for at most QueueWait (default 30 s). A manifest that is pushed waits as long for memory.
 	MaxInFlight, MaxQueue int
 	QueueWait             time.Duration
 	// BodyIdle is how long a client may send or take nothing (default 60 s; answers in JSON keep that).

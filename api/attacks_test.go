@@ -9,12 +9,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/crypto/bcrypt"
 
 	"pier/api/auth"
@@ -304,5 +306,30 @@ func TestManifestsAreNoPages(t *testing.T) {
 				t.Errorf("a browser may do with the manifest %s what %q says", reference, policy)
 			}
 		}
+	}
+}
+
+// Whoever may pull can take an answer as slowly as a client on a bad line does. One machine that does so with as many
+// connections as it gets keeps nobody else from pulling.
+func TestSlowClientsLeaveRoom(t *testing.T) {
+	f := newFixture(t, 1, func(c *Config) {
+		c.MaxInFlight, c.QueueWait = 64, 100*time.Millisecond
+		c.Access.Proxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	})
+	n := f.nodes[0]
+	loc := f.begin(n, "a", "")
+	var slow []net.Conn
+	for range 64 {
+		slow = append(slow, f.dial(n, "PUT "+loc+"?digest="+string(digest.FromString("x"))+" HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\nContent-Length: 100000\r\n\r\nx"))
+	}
+	eventually(t, func() error {
+		if got := f.do("GET", "/v2/", nil, "X-Forwarded-For: 192.0.2.1"); got.StatusCode != 503 {
+			return fmt.Errorf("they have room left: %s", got.Status)
+		}
+		return nil
+	})
+	f.want(f.do("GET", "/v2/", nil, "X-Forwarded-For: 192.0.2.2"), 200, "")
+	for _, c := range slow {
+		f.must(nil, c.Close())
 	}
 }

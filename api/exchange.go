@@ -174,11 +174,12 @@ func (a *API) limit(next http.Handler) http.Handler {
 			return
 		}
 		a.prove(r)
-		if err := a.gate.enter(r.Context()); err != nil {
+		has, err := a.gate.enter(r.Context(), auth.SourceKey(a.access.source(r)))
+		if err != nil {
 			a.fail(w, r, err)
 			return
 		}
-		defer a.gate.leave()
+		defer a.gate.leave(has)
 		next.ServeHTTP(w, r)
 	})
 }

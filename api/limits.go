@@ -6,50 +6,107 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
 // gate bounds the requests under way. One that finds no place waits in a bounded queue, since a 429 ends a push of docker
 // or crane at once; only a flood is refused. One that has waited in vain gets a 503, which they try again.
+//
+// A client that takes its answer, or sends its body, as slowly as it may has its place for hours. So half of the places are
+// kept for sources that have few of those: one source alone, or a few, can't keep everybody else waiting.
 type gate struct {
-	places chan struct{}
-	queued atomic.Int64
-	queue  int64
-	wait   time.Duration
+	places, kept chan struct{}
+	few          int
+	queued       atomic.Int64
+	queue        int64
+	wait         time.Duration
+
+	mu   sync.Mutex
+	from map[string]int // kept places that a source has or waits for
+}
+
+// place is what a request has at the gate, for leave.
+type place struct {
+	of     chan struct{}
+	source string // whose kept place it is
 }
 
 func newGate(inFlight, queue int, wait time.Duration) *gate {
-	return &gate{places: make(chan struct{}, inFlight), queue: int64(queue), wait: wait}
+	return &gate{
+		places: make(chan struct{}, (inFlight+1)/2), kept: make(chan struct{}, inFlight/2), few: max(1, inFlight/32),
+		queue: int64(queue), wait: wait, from: make(map[string]int),
+	}
 }
 
 // enter waits for a place; leave gives it back.
-func (g *gate) enter(ctx context.Context) error {
+func (g *gate) enter(ctx context.Context, source string) (place, error) {
 	select {
 	case g.places <- struct{}{}:
-		return nil
+		return place{of: g.places}, nil
 	default:
 	}
+	kept := g.claim(source) // nil, in which nothing has room, for who has had his share
+	select {
+	case kept <- struct{}{}:
+		return place{kept, source}, nil
+	default:
+	}
+	p, err := g.await(ctx, kept, source)
+	if kept != nil && p.of != kept {
+		g.unclaim(source)
+	}
+	return p, err
+}
+
+func (g *gate) await(ctx context.Context, kept chan struct{}, source string) (place, error) {
 	if g.queued.Add(1) > g.queue {
 		g.queued.Add(-1)
-		return flood("requests wait")
+		return place{}, flood("requests wait")
 	}
 	defer g.queued.Add(-1)
 	timer := time.NewTimer(g.wait)
 	defer timer.Stop()
 	select {
 	case g.places <- struct{}{}:
-		return nil
+		return place{of: g.places}, nil
+	case kept <- struct{}{}:
+		return place{kept, source}, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return place{}, ctx.Err()
 	case <-timer.C:
 		p := refuse(http.StatusServiceUnavailable, codeUnavailable, "this node is busy with other requests; try again or use another node")
 		p.retry = floodRetry
-		return p
+		return place{}, p
 	}
 }
 
-func (g *gate) leave() { <-g.places }
+func (g *gate) leave(p place) {
+	<-p.of
+	if p.of == g.kept {
+		g.unclaim(p.source)
+	}
+}
+
+// claim gives the kept places to a source that has few of them.
+func (g *gate) claim(source string) chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.from[source] >= g.few {
+		return nil
+	}
+	g.from[source]++
+	return g.kept
+}
+
+func (g *gate) unclaim(source string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.from[source]--; g.from[source] == 0 {
+		delete(g.from, source)
+	}
+}
 
 const floodRetry = 5 * time.Second
 

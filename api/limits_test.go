@@ -23,34 +23,77 @@ import (
 
 func TestGate(t *testing.T) {
 	g := newGate(1, 1, time.Minute)
-	if err := g.enter(t.Context()); err != nil {
+	has, err := g.enter(t.Context(), "a")
+	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	waiting := make(chan error)
-	go func() { waiting <- g.enter(ctx) }()
+	enter := func(ctx context.Context) {
+		_, err := g.enter(ctx, "a")
+		waiting <- err
+	}
+	go enter(ctx)
 	eventually(t, func() error {
 		if g.queued.Load() != 1 {
 			return errors.New("nobody waits")
 		}
 		return nil
 	})
-	if p := explain(g.enter(t.Context())); p.status != 429 || p.retry == 0 {
+	_, err = g.enter(t.Context(), "a")
+	if p := explain(err); p.status != 429 || p.retry == 0 {
 		t.Errorf("beyond the queue: %v", p)
 	}
 	cancel()
 	if err := <-waiting; !errors.Is(err, context.Canceled) {
 		t.Errorf("a waiter that went away got %v", err)
 	}
-	go func() { waiting <- g.enter(t.Context()) }()
-	g.leave()
+	go enter(t.Context())
+	g.leave(has)
 	if err := <-waiting; err != nil {
 		t.Errorf("the next in the queue got %v", err)
 	}
 	short := newGate(1, 1, time.Millisecond)
-	_ = short.enter(t.Context())
-	if p := explain(short.enter(t.Context())); p.status != 503 || p.retry == 0 {
+	_, _ = short.enter(t.Context(), "a")
+	_, err = short.enter(t.Context(), "a")
+	if p := explain(err); p.status != 503 || p.retry == 0 {
 		t.Errorf("after the wait: %v", p)
+	}
+}
+
+// Sources that have many places leave those that are kept for others, and get them back when these have gone.
+func TestGateKeepsPlaces(t *testing.T) {
+	g := newGate(128, 100, time.Millisecond)
+	var all []place
+	fill := func(source string) (got int) {
+		for {
+			p, err := g.enter(t.Context(), source)
+			if err != nil {
+				return got
+			}
+			all = append(all, p)
+			got++
+		}
+	}
+	if got := fill("first"); got != 64+4 {
+		t.Errorf("the first source gets %d places", got)
+	}
+	for i := range 60 / 4 {
+		if got := fill(fmt.Sprint(i)); got != 4 {
+			t.Errorf("source %d gets %d places", i, got)
+		}
+	}
+	if got := fill("late"); got != 0 {
+		t.Errorf("%d places are there beyond all", got)
+	}
+	for _, p := range all {
+		g.leave(p)
+	}
+	if len(g.places) != 0 || len(g.kept) != 0 || len(g.from) != 0 || g.queued.Load() != 0 {
+		t.Errorf("%d and %d places are taken, %v", len(g.places), len(g.kept), g.from)
+	}
+	if got := fill("first"); got != 64+4 {
+		t.Errorf("the first source gets %d places afterwards", got)
 	}
 }
 
@@ -58,7 +101,8 @@ func TestGate(t *testing.T) {
 func TestInFlightLimit(t *testing.T) {
 	f := newFixture(t, 1, func(c *Config) { c.MaxInFlight, c.MaxQueue = 1, 1 })
 	gate := f.nodes[0].api.gate
-	f.must(nil, gate.enter(t.Context()))
+	has, err := gate.enter(t.Context(), "elsewhere")
+	f.must(has, err)
 	var work sync.WaitGroup
 	work.Go(func() { f.want(f.do("GET", "/v2/", nil), 200, "") })
 	eventually(t, func() error {
@@ -70,7 +114,7 @@ func TestInFlightLimit(t *testing.T) {
 	got := f.want(f.do("GET", "/v2/", nil), 429, codeTooManyRequests)
 	f.wantHeader(got, "Retry-After: 5")
 	f.want(f.do("GET", "/healthz", nil), 200, "")
-	gate.leave()
+	gate.leave(has)
 	work.Wait()
 }
 
