@@ -73,7 +73,6 @@ func TestProposeThroughAFollowerOutlivesTheLeader(t *testing.T) {
 	ldr.mustGet("after", "1")
 }
 
-// The same bytes proposed again get the first answer.
 // The way to the leader swallows what is sent, for a moment: whoever waits for a connection that was begun then begins another.
 func TestProposeOutlivesADialWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
@@ -94,6 +93,7 @@ func TestProposeOutlivesADialWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+// The same bytes proposed again get the first answer.
 func TestProposeTwiceAppliesOnce(t *testing.T) {
 	h := newHouse(t)
 	m := h.add(nil)
