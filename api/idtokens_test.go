@@ -4,104 +4,20 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/json"
-	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-	"github.com/oauth2-proxy/mockoidc"
 	"github.com/opencontainers/go-digest"
 
 	"pier/api/client"
 	"pier/fsm"
+	"pier/test/oidc"
 )
-
-// issuer is an OIDC server of the test.
-type issuer struct {
-	*mockoidc.MockOIDC
-	t     *testing.T
-	down  atomic.Bool
-	asked atomic.Int64
-	mu    sync.RWMutex // over what the server reads
-}
-
-func newIssuer(t *testing.T) *issuer {
-	t.Helper()
-	m, err := mockoidc.NewServer(nil)
-	if err == nil {
-		_, err = m.Keypair.KeyID() // it is kept: not by several requests at once
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := &issuer{MockOIDC: m, t: t}
-	err = m.AddMiddleware(func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			i.asked.Add(1)
-			if i.down.Load() {
-				panic(http.ErrAbortHandler)
-			}
-			i.mu.RLock()
-			defer i.mu.RUnlock()
-			next.ServeHTTP(w, r)
-		})
-	})
-	lis, listenErr := net.Listen("tcp", "127.0.0.1:0")
-	if err == nil {
-		err = listenErr
-	}
-	if err == nil {
-		err = m.Start(lis, nil)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.Shutdown() })
-	return i
-}
-
-// claims are those of a job of team/app, with changes; nil takes one away.
-func (i *issuer) claims(changes jwt.MapClaims) jwt.MapClaims {
-	now := time.Now()
-	c := jwt.MapClaims{
-		"iss": i.Issuer(), "aud": "registry", "sub": "repo:team/app:ref:refs/heads/main", "ref": "refs/heads/main",
-		"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(10 * time.Minute).Unix(),
-	}
-	maps.Copy(c, changes)
-	maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
-	return c
-}
-
-func (i *issuer) job(changes jwt.MapClaims) string {
-	i.t.Helper()
-	i.mu.RLock()
-	defer i.mu.RUnlock()
-	text, err := i.Keypair.SignJWT(i.claims(changes))
-	if err != nil {
-		i.t.Fatal(err)
-	}
-	return text
-}
-
-func (i *issuer) rotate() {
-	i.t.Helper()
-	k, err := mockoidc.RandomKeypair(2048)
-	if err == nil {
-		_, err = k.KeyID()
-	}
-	if err != nil {
-		i.t.Fatal(err)
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.Keypair = k
-}
 
 // robot makes a robot without a secret.
 func (f *fixture) robot(name string, grants ...string) {
@@ -124,9 +40,9 @@ func (f *fixture) trust(rule client.TrustRule) {
 }
 
 // withJobs is a cluster of n in which jobs of team/app come in as ci, which may push there.
-func withJobs(t *testing.T, n int, change func(*Config)) (*fixture, *issuer) {
+func withJobs(t *testing.T, n int, change func(*Config)) (*fixture, *oidc.Server) {
 	t.Helper()
-	i := newIssuer(t)
+	i := oidc.New(t, nil)
 	f := withAccess(t, n, change)
 	f.user("root")
 	f.robot("ci", "push:team/app")
@@ -164,7 +80,7 @@ func basicOf(name, password string) string {
 // A job comes in by its own ID token, in each of the ways that clients have, and what it gets is good at every node.
 func TestJobs(t *testing.T) {
 	f, i := withJobs(t, 3, nil)
-	token := i.job(nil)
+	token := i.Token(time.Now(), nil)
 	got := f.given(f.postToken(f.nodes[0], exchangeForm(token, "access_type", "offline")))
 	if got.IssuedType != typeAccess || got.Type != "Bearer" || got.AccessToken == "" || got.RefreshToken != "" || got.ExpiresIn != 270 {
 		t.Errorf("%+v", got)
@@ -199,27 +115,27 @@ func TestWrongJobs(t *testing.T) {
 	stranger, err := rsa.GenerateKey(rand.Reader, 2048)
 	f.must(stranger, err)
 	forge := func(method jwt.SigningMethod, key any) string {
-		token := jwt.NewWithClaims(method, i.claims(nil))
+		token := jwt.NewWithClaims(method, i.Claims(time.Now(), nil))
 		token.Header["kid"] = i.Keypair.Kid
 		text, err := token.SignedString(key)
 		f.must(text, err)
 		return text
 	}
-	good := i.job(nil)
+	good := i.Token(time.Now(), nil)
 	f.given(f.postToken(f.nodes[0], exchangeForm(good)))
 	for name, token := range map[string]string{
-		"another audience":    i.job(jwt.MapClaims{"aud": "elsewhere"}),
-		"no audience":         i.job(jwt.MapClaims{"aud": nil}),
-		"another issuer":      i.job(jwt.MapClaims{"iss": "https://issuer.example"}),
-		"expired":             i.job(jwt.MapClaims{"exp": time.Now().Add(-time.Second).Unix()}),
-		"not yet valid":       i.job(jwt.MapClaims{"nbf": time.Now().Add(time.Hour).Unix()}),
+		"another audience":    i.Token(time.Now(), jwt.MapClaims{"aud": "elsewhere"}),
+		"no audience":         i.Token(time.Now(), jwt.MapClaims{"aud": nil}),
+		"another issuer":      i.Token(time.Now(), jwt.MapClaims{"iss": "https://issuer.example"}),
+		"expired":             i.Token(time.Now(), jwt.MapClaims{"exp": time.Now().Add(-time.Second).Unix()}),
+		"not yet valid":       i.Token(time.Now(), jwt.MapClaims{"nbf": time.Now().Add(time.Hour).Unix()}),
 		"alg none":            forge(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType),
 		"HS256":               forge(jwt.SigningMethodHS256, i.Keypair.PublicKey.N.Bytes()),
 		"another key":         forge(jwt.SigningMethodRS256, stranger),
-		"a missing claim":     i.job(jwt.MapClaims{"ref": nil}),
-		"a claim of a number": i.job(jwt.MapClaims{"ref": 7}),
-		"another repository":  i.job(jwt.MapClaims{"sub": "repo:team/app-evil:ref:refs/heads/main"}),
-		"a pattern trick":     i.job(jwt.MapClaims{"sub": "repo:evil/x:environment:repo:team/app:"}),
+		"a missing claim":     i.Token(time.Now(), jwt.MapClaims{"ref": nil}),
+		"a claim of a number": i.Token(time.Now(), jwt.MapClaims{"ref": 7}),
+		"another repository":  i.Token(time.Now(), jwt.MapClaims{"sub": "repo:team/app-evil:ref:refs/heads/main"}),
+		"a pattern trick":     i.Token(time.Now(), jwt.MapClaims{"sub": "repo:evil/x:environment:repo:team/app:"}),
 		"a megabyte":          good + strings.Repeat("A", 1<<20),
 		"cut off":             good[:len(good)-10],
 		"garbage":             "a.b.c",
@@ -254,7 +170,7 @@ func TestWrongJobs(t *testing.T) {
 func TestJobsEnd(t *testing.T) {
 	f, i := withJobs(t, 2, nil)
 	rule := client.TrustRule{Name: "ci", Robot: "ci", Issuer: i.Issuer(), Audience: "registry", Claims: []string{"sub=repo:team/app:*"}}
-	token := i.job(nil)
+	token := i.Token(time.Now(), nil)
 	disabled := func(v bool) func() {
 		return func() { f.want(f.order("/access/change", client.PrincipalChange{Name: "ci", Disabled: &v}), 200, "") }
 	}
@@ -308,7 +224,7 @@ func TestJobsEndWithTheirToken(t *testing.T) {
 	f, i := withJobs(t, 1, func(c *Config) {
 		c.Access.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	})
-	token := i.job(jwt.MapClaims{"exp": time.Now().Add(2 * time.Minute).Unix()})
+	token := i.Token(time.Now(), jwt.MapClaims{"exp": time.Now().Add(2 * time.Minute).Unix()})
 	got := f.given(f.postToken(f.nodes[0], exchangeForm(token)))
 	if got.ExpiresIn < 80 || got.ExpiresIn > 90 {
 		t.Errorf("%d seconds", got.ExpiresIn)
@@ -322,40 +238,40 @@ func TestJobsEndWithTheirToken(t *testing.T) {
 // Without its issuer a node says that it can't tell; with the keys of before it goes on; and nobody else has to wait.
 func TestIssuerDown(t *testing.T) {
 	f, i := withJobs(t, 2, nil)
-	token := i.job(nil)
-	i.down.Store(true)
+	token := i.Token(time.Now(), nil)
+	i.Down(true)
 	got := f.want(f.postToken(f.nodes[0], exchangeForm(token)), 503, codeUnavailable)
 	if got.Header.Get("Retry-After") == "" {
 		t.Error("nobody says when to try again")
 	}
 	f.want(f.do("GET", "/token?scope=repository:team/app:push", nil, basicOf("ci", token)), 503, codeUnavailable)
 	f.want(f.do("GET", "/v2/team/app/tags/list", nil, "Authorization: "+basic(f, "root")), 404, codeNameUnknown)
-	i.down.Store(false)
+	i.Down(false)
 	f.given(f.postToken(f.nodes[1], exchangeForm(token)))
-	i.down.Store(true)
-	f.given(f.postToken(f.nodes[1], exchangeForm(i.job(nil))))
+	i.Down(true)
+	f.given(f.postToken(f.nodes[1], exchangeForm(i.Token(time.Now(), nil))))
 }
 
 // A token that no rule is for makes nobody ask anywhere, and those of strangers make a node ask once.
 func TestStrangersTokensAskNobody(t *testing.T) {
 	f, i := withJobs(t, 1, nil)
-	other := newIssuer(t)
+	other := oidc.New(t, nil)
 	stranger, err := rsa.GenerateKey(rand.Reader, 2048)
 	f.must(stranger, err)
-	f.want(f.postToken(f.nodes[0], exchangeForm(other.job(nil))), 401, codeUnauthorized)
-	f.want(f.do("GET", "/v2/", nil, basicOf("dave", i.job(nil))), 401, codeUnauthorized)
-	if i.asked.Load() > 0 {
+	f.want(f.postToken(f.nodes[0], exchangeForm(other.Token(time.Now(), nil))), 401, codeUnauthorized)
+	f.want(f.do("GET", "/v2/", nil, basicOf("dave", i.Token(time.Now(), nil))), 401, codeUnauthorized)
+	if i.Asked("") > 0 {
 		t.Fatal("a token for another name made the node ask")
 	}
 	for range 50 {
-		token := jwt.NewWithClaims(jwt.SigningMethodRS256, i.claims(nil))
+		token := jwt.NewWithClaims(jwt.SigningMethodRS256, i.Claims(time.Now(), nil))
 		token.Header["kid"] = rand.Text()
 		text, err := token.SignedString(stranger)
 		f.must(text, err)
 		f.want(f.postToken(f.nodes[0], exchangeForm(text)), 401, codeUnauthorized)
 	}
-	if n := i.asked.Load(); n != 2 || other.asked.Load() != 0 {
-		t.Errorf("the issuer was asked %d times, and one that nobody named %d times", n, other.asked.Load())
+	if n := i.Asked(""); n != 2 || other.Asked("") != 0 {
+		t.Errorf("the issuer was asked %d times, and one that nobody named %d times", n, other.Asked(""))
 	}
 }
 
@@ -365,7 +281,7 @@ func TestTwoRobots(t *testing.T) {
 	f.robot("deploy", "pull:team/app")
 	f.trust(client.TrustRule{Name: "deploy", Robot: "deploy", Issuer: i.Issuer(), Audience: "registry", Claims: []string{"ref=refs/heads/main"}})
 	f.trust(client.TrustRule{Name: "ci-too", Robot: "ci", Issuer: i.Issuer(), Audience: "registry", Claims: []string{"ref=refs/heads/main"}})
-	token := i.job(nil)
+	token := i.Token(time.Now(), nil)
 	f.want(f.postToken(f.nodes[0], exchangeForm(token)), 400, codeUnsupported)
 	for name, status := range map[string]int{"ci": 202, "deploy": 403} {
 		got := f.given(f.postToken(f.nodes[0], exchangeForm(token, "username", name)))
@@ -411,25 +327,25 @@ func TestTrustRules(t *testing.T) {
 	}
 	f.want(f.do("GET", "/api/v1/access/trust", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
 	var verdicts []client.TrustVerdict
-	f.must(nil, json.Unmarshal(f.want(f.order("/access/trust/test", client.TrustTest{Token: i.job(jwt.MapClaims{"ref": "x"})}), 200, "").body, &verdicts))
+	f.must(nil, json.Unmarshal(f.want(f.order("/access/trust/test", client.TrustTest{Token: i.Token(time.Now(), jwt.MapClaims{"ref": "x"})}), 200, "").body, &verdicts))
 	if len(verdicts) != 1 || verdicts[0].Admits || !strings.Contains(verdicts[0].Reason, "ref does not match refs/heads/main") {
 		t.Errorf("%+v", verdicts)
 	}
-	f.must(nil, json.Unmarshal(f.want(f.order("/access/trust/test", client.TrustTest{Token: i.job(nil)}), 200, "").body, &verdicts))
+	f.must(nil, json.Unmarshal(f.want(f.order("/access/trust/test", client.TrustTest{Token: i.Token(time.Now(), nil)}), 200, "").body, &verdicts))
 	if len(verdicts) != 1 || !verdicts[0].Admits {
 		t.Errorf("%+v", verdicts)
 	}
 	f.want(f.order("/access/trust/test", client.TrustTest{Token: "x"}), 400, codeInvalid)
-	f.want(f.order("/access/trust/test", client.TrustTest{Token: newIssuer(t).job(nil)}), 400, codeInvalid)
+	f.want(f.order("/access/trust/test", client.TrustTest{Token: oidc.New(t, nil).Token(time.Now(), nil)}), 400, codeInvalid)
 }
 
 // A rule of a later version lets nobody in here: what is not understood of it may be what keeps somebody out.
 func TestRuleOfALaterVersion(t *testing.T) {
 	f, i := withJobs(t, 1, nil)
-	f.given(f.postToken(f.nodes[0], exchangeForm(i.job(nil))))
+	f.given(f.postToken(f.nodes[0], exchangeForm(i.Token(time.Now(), nil))))
 	body := `{"name":"ci","robot":"ci","issuer":"` + i.Issuer() + `","audience":"registry","claims":["sub=repo:team/app:*"],"only_on":"monday"}`
 	f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutDocument{Document: fsm.Document{Kind: fsm.KindTrust, Name: "ci", Body: []byte(body)}, Over: true}))
-	f.want(f.postToken(f.nodes[0], exchangeForm(i.job(nil))), 401, codeUnauthorized)
+	f.want(f.postToken(f.nodes[0], exchangeForm(i.Token(time.Now(), nil))), 401, codeUnauthorized)
 }
 
 // A key of the issuer's that nobody has seen yet is found, on each node.
@@ -438,14 +354,14 @@ func TestIssuerRotates(t *testing.T) {
 	f, i := withJobs(t, 2, func(c *Config) {
 		c.Access.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	})
-	old := i.job(nil)
+	old := i.Token(time.Now(), nil)
 	for _, n := range f.nodes {
 		f.given(f.postToken(n, exchangeForm(old)))
 	}
-	i.rotate()
+	i.Rotate()
 	ahead.Store(int64(30 * time.Second))
 	for _, n := range f.nodes {
-		f.given(f.postToken(n, exchangeForm(i.job(nil))))
+		f.given(f.postToken(n, exchangeForm(i.Token(time.Now(), nil))))
 		f.want(f.postToken(n, exchangeForm(old)), 401, codeUnauthorized)
 	}
 }

@@ -15,14 +15,15 @@ import (
 
 	"pier/api/client"
 	"pier/fsm"
+	"pier/test/oidc"
 )
 
 const loginVerifier = "a-verifier-that-only-the-program-knows-0123456789"
 
 // withPeople is a cluster of n to which people of the issuer come, with its groups under their own names.
-func withPeople(t *testing.T, n int, change func(*Config)) (*fixture, *issuer) {
+func withPeople(t *testing.T, n int, change func(*Config)) (*fixture, *oidc.Server) {
 	t.Helper()
-	i := newIssuer(t)
+	i := oidc.New(t, nil)
 	f := withAccess(t, n, change)
 	f.user("root")
 	f.provide(i, nil)
@@ -30,7 +31,7 @@ func withPeople(t *testing.T, n int, change func(*Config)) (*fixture, *issuer) {
 	return f, i
 }
 
-func (f *fixture) provide(i *issuer, change func(o *client.OIDC)) {
+func (f *fixture) provide(i *oidc.Server, change func(o *client.OIDC)) {
 	f.Helper()
 	o := client.OIDC{Issuer: i.Issuer(), ClientID: i.ClientID, ClientSecret: i.ClientSecret, Scopes: []string{"profile", "groups"}, All: true}
 	if change != nil {
@@ -176,7 +177,7 @@ func TestIDTokensOfPeople(t *testing.T) {
 		for k, v := range changes {
 			c[k] = v
 		}
-		return i.job(c)
+		return i.Token(time.Now(), c)
 	}
 	f.want(f.postToken(f.nodes[0], exchangeForm(token(nil))), 401, codeUnauthorized) // nobody has said that they are taken
 	takes := func(o *client.OIDC) { o.IDTokens = true }
@@ -253,7 +254,7 @@ func TestProviderDown(t *testing.T) {
 	f, i := withPeople(t, 2, nil)
 	form := f.browser(f.nodes[0])
 	got := f.given(f.postToken(f.nodes[0], f.browser(f.nodes[0])))
-	i.down.Store(true)
+	i.Down(true)
 	f.want(f.doOn(f.nodes[1], "GET", "/api/v1/login", nil), 503, codeUnavailable)
 	f.want(f.postToken(f.nodes[1], form), 503, codeUnavailable)
 	f.want(f.postToken(f.nodes[0], form), 503, codeUnavailable)
@@ -290,7 +291,7 @@ func TestHowToLogIn(t *testing.T) {
 		f.want(f.order("/access/provider/remove", client.NameRequest{Name: name}), 200, "")
 	}
 	f.want(f.do("GET", "/api/v1/login", nil), 404, codeNameUnknown)
-	if f.postToken(f.nodes[0], exchangeForm(i.job(jwt.MapClaims{"aud": i.ClientID, "preferred_username": "x"}))).StatusCode != http.StatusUnauthorized {
+	if f.postToken(f.nodes[0], exchangeForm(i.Token(time.Now(), jwt.MapClaims{"aud": i.ClientID, "preferred_username": "x"}))).StatusCode != http.StatusUnauthorized {
 		t.Error("a provider that is gone lets somebody in")
 	}
 }

@@ -42,12 +42,13 @@ var arrows = map[string][]string{
 	"api":             {"fsm", "blobsync", "api/auth", "api/identity", "api/ui", "api/client"},
 	"cmd/pier/node":   {"fsm", "cluster", "cluster/port", "cluster/raftlog", "blobsync", "blobsync/store", "api", "api/acme", "api/auth", "api/identity", "api/ui", "api/client"},
 	"cmd/pier":        {"cmd/pier/node", "api/client"},
+	"test/oidc":       {},
 	"test/ports":      {},
 	"test":            {"*"},
 }
 
 // tools are the packages of test that any test may use. They import nothing of this module.
-var tools = []string{"test/ports"}
+var tools = []string{"test/oidc", "test/ports"}
 
 // source is one parsed file.
 type source struct {

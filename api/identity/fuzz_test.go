@@ -8,14 +8,15 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"pier/api/client"
+	"pier/test/oidc"
 )
 
 // Whatever is sent for an ID token is refused, without a panic and without a word of it in the refusal.
 func FuzzIDToken(f *testing.F) {
-	i := newIssuer(f)
+	i := oidc.New(f, nil)
 	now := time.Now()
 	issuers, from := NewIssuers(func() time.Time { return now }), Issuer{URL: i.Issuer()}
-	good := i.token(now, jwt.MapClaims{"exp": now.Add(time.Hour).Unix()})
+	good := i.Token(now, jwt.MapClaims{"exp": now.Add(time.Hour).Unix()})
 	f.Fuzz(func(t *testing.T, text string, at uint16) {
 		for _, token := range []string{text, good[:int(at)%len(good)] + text, strings.Replace(good, ".", "."+text, 1)} {
 			_, _ = IssuerOf(token)
@@ -55,10 +56,10 @@ func FuzzClaim(f *testing.F) {
 
 // BenchmarkVerify is what an ID token costs each time that it is shown as a password.
 func BenchmarkVerify(b *testing.B) {
-	i := newIssuer(b)
+	i := oidc.New(b, nil)
 	now := time.Now()
 	issuers, from := NewIssuers(func() time.Time { return now }), Issuer{URL: i.Issuer()}
-	text := i.token(now, nil)
+	text := i.Token(now, nil)
 	rule, err := ParseRule(client.TrustRule{Issuer: i.Issuer(), Audience: "registry", Claims: []string{"sub=repo:team/app:*"}}, 1)
 	if err != nil {
 		b.Fatal(err)

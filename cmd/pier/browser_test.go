@@ -14,21 +14,16 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/oauth2-proxy/mockoidc"
-
 	"pier/api/client"
 	"pier/cmd/pier/node"
+	"pier/test/oidc"
 )
 
 // withProvider runs a node with an administrator, and with an OpenID provider called corp, and gives the node's URL.
-func withProvider(t *testing.T) (server string, provider *mockoidc.MockOIDC) {
+func withProvider(t *testing.T) (server string, provider *oidc.Server) {
 	t.Helper()
 	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
-	provider, err := mockoidc.Run()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = provider.Shutdown() })
+	provider = oidc.New(t, nil)
 	cfg := node.Default()
 	cfg.Name, cfg.DataDir, cfg.Listen, cfg.ClusterListen = "one", t.TempDir(), "127.0.0.1:0", "127.0.0.1:0"
 	n, err := node.New(cfg, node.Options{Version: "test"})

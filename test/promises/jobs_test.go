@@ -6,20 +6,17 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-	"github.com/oauth2-proxy/mockoidc"
 
 	"pier/api/client"
 	"pier/cmd/pier/node"
 	"pier/test/harness"
+	"pier/test/oidc"
 )
 
 // jobs starts an issuer, until it is stopped, and gives robots whose jobs come in by its ID tokens, with what was granted.
 func (g *guarded) jobs() (job func(robot, granted string) *someone, stop func()) {
 	g.T.Helper()
-	issuer, err := mockoidc.Run()
-	g.Must(err)
-	stop = func() { g.Must(issuer.Shutdown()) }
-	g.T.Cleanup(stop)
+	issuer := oidc.New(g.T, nil)
 	return func(robot, granted string) *someone {
 		g.T.Helper()
 		admin := g.Nodes[0].Control()
@@ -28,12 +25,8 @@ func (g *guarded) jobs() (job func(robot, granted string) *someone, stop func())
 		g.Must(admin.AddTrust(g.T.Context(), client.TrustRequest{Rule: client.TrustRule{
 			Name: robot, Robot: robot, Issuer: issuer.Issuer(), Audience: "registry", Claims: []string{"sub=repo:team/app:*"},
 		}}))
-		token, err := issuer.Keypair.SignJWT(jwt.MapClaims{
-			"iss": issuer.Issuer(), "aud": "registry", "sub": "repo:team/app:ref:refs/heads/main", "exp": time.Now().Add(time.Hour).Unix(),
-		})
-		g.Must(err)
-		return &someone{name: robot, secret: token}
-	}, stop
+		return &someone{name: robot, secret: issuer.Token(time.Now(), jwt.MapClaims{"exp": time.Now().Add(time.Hour).Unix()})}
+	}, func() { issuer.Down(true) }
 }
 
 // A job comes in at every node by its own ID token: with two of three nodes and its issuer gone too, where the node has seen the
