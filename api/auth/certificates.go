@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -95,7 +94,7 @@ func FromAuthority(authority func() (*Authority, error), hosts func() []string, 
 		if err != nil {
 			return nil, err
 		}
-		if last != nil && a == by && at.Before(last.Leaf.NotAfter.Add(-certificateRenew)) && covers(last.Leaf, hosts()) {
+		if a == by && at.Before(last.Leaf.NotAfter.Add(-certificateRenew)) && covers(last.Leaf, hosts()) {
 			return nil, nil
 		}
 		next, err := a.Issue(hosts(), at)
@@ -157,7 +156,7 @@ func (c *Certificates) refresh() {
 	if err != nil && (c.fault == nil || c.fault.Error() != err.Error()) {
 		c.logger.Error("the new certificate can't be used; the one before stays", "err", err)
 	}
-	if err == nil && next != nil {
+	if next != nil {
 		if c.current != nil {
 			c.logger.Info("a new certificate is in use")
 		}
@@ -197,9 +196,6 @@ func (c *Certificates) TLS() *tls.Config {
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			if c.current == nil {
-				return nil, errors.New("there is no certificate")
-			}
 			return c.current, nil
 		},
 	}

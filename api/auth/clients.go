@@ -167,9 +167,9 @@ func (c *Clients) Verify(shown []*x509.Certificate, now time.Time) (name string,
 	key := [sha256.Size]byte(sum.Sum(nil))
 	c.mu.Lock()
 	pool := c.pool
-	v, ok := c.verdicts[key]
+	v := c.verdicts[key]
 	c.mu.Unlock()
-	if !ok || !now.Before(v.until) {
+	if !now.Before(v.until) {
 		v = judge(pool, shown, now)
 		c.keep(pool, key, v)
 	}

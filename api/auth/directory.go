@@ -179,11 +179,10 @@ func (d *Directory) granted(subject string, want Right, repo string) (Grant, boo
 	return tree.match(repo, want)
 }
 
-// MayNotLook tells whether the caller was granted the right and can't use it, since it may not pull.
+// MayNotLook tells of a caller that Decide refuses whether it was granted the right, and can't use it since it may not pull.
 func (d *Directory) MayNotLook(c Caller, want Right, repo string) bool {
 	_, granted := d.find(c, want, repo)
-	_, may := d.Decide(c, want, repo)
-	return granted && !may && c.Limit == nil
+	return granted
 }
 
 // Everywhere tells whether the caller has the right on all repositories that there are and may come.

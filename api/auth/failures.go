@@ -66,8 +66,8 @@ func (f *failures) forget(key string) { delete(f.seen, key) }
 
 // pause is what is left to wait.
 func (f *failures) pause(key string, now time.Time) time.Duration {
-	was, ok := f.seen[key]
-	if !ok || was.count < f.free || now.Sub(was.last) > f.memory {
+	was := f.seen[key]
+	if was.count < f.free {
 		return 0
 	}
 	wait := min(firstPause<<min(was.count-f.free, 16), f.longest)

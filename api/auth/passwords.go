@@ -167,10 +167,7 @@ func SourceKey(source string) string {
 	if err != nil || ip.Unmap().Is4() {
 		return source
 	}
-	network, err := ip.Prefix(64)
-	if err != nil {
-		return source
-	}
+	network, _ := ip.Prefix(64) // which every address of IPv6 has
 	return network.String()
 }
 

@@ -113,12 +113,10 @@ func (p *patterns) match(repo string, want Right) (Grant, bool) {
 	return Grant{}, false
 }
 
-// globMatches takes each * as early as it can: with only one kind of wildcard there is never a reason to try again.
+// globMatches is for what begins as the pattern does. It takes each * as early as it can: with only one kind of wildcard there
+// is never a reason to try again.
 func globMatches(pattern, s string) bool {
 	head, rest, _ := strings.Cut(pattern, "*")
-	if !strings.HasPrefix(s, head) {
-		return false
-	}
 	s = s[len(head):]
 	for {
 		part, after, more := strings.Cut(rest, "*")

@@ -29,7 +29,7 @@ func (d *Directory) Providers() []Provider {
 // must not come in as the other.
 func (d *Directory) asked(name string) (provider, there string, ok bool) {
 	there = strings.ToLower(name)
-	if p, ours := d.principals[name]; !d.passwords || CheckName(name) != nil || ours && p.Provider == "" {
+	if p, ours := d.principals[name]; CheckName(name) != nil || ours && p.Provider == "" {
 		return "", "", false
 	}
 	p, ours := d.principals[there]
@@ -52,7 +52,7 @@ const (
 // no principal here. Where there is one of that name it must be that provider's and active, and its groups count too.
 func (d *Directory) Vouched(c Caller, now time.Time) (Caller, bool) {
 	from, known := d.providers[c.Provider]
-	if c.Provider == "" || !known || from.Robot != "" || from.Generation != c.ProviderGeneration || CheckName(c.Name) != nil {
+	if !known || from.Robot != "" || from.Generation != c.ProviderGeneration || CheckName(c.Name) != nil {
 		return Caller{}, false
 	}
 	c.Kind, c.Generation = KindUser, 0

@@ -74,19 +74,13 @@ func (g Grant) String() string { return g.Subject + " " + g.Right.String() + " "
 // Validate checks the grammar; whether the subject exists is the state's business.
 func (g Grant) Validate() error {
 	var faults []error
-	if err := CheckSubject(g.Subject); err != nil {
-		faults = append(faults, err)
-	}
 	if g.Right.String() == "none" {
 		faults = append(faults, fmt.Errorf("right %d is unknown", g.Right))
 	}
 	if g.Subject == Anonymous && g.Right == Admin {
 		faults = append(faults, errors.New("anonymous can't have admin: everybody could change everything"))
 	}
-	if err := CheckPattern(g.Pattern); err != nil {
-		faults = append(faults, err)
-	}
-	return errors.Join(faults...)
+	return errors.Join(append(faults, CheckSubject(g.Subject), CheckPattern(g.Pattern))...)
 }
 
 // GroupSubject is the subject of a group's grants.
