@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -116,6 +117,21 @@ func TestAuthorityIsFollowedByAnother(t *testing.T) {
 	}
 }
 
+func TestAuthorityRefuses(t *testing.T) {
+	for _, seeds := range [][][]byte{{seed(1)[1:]}, {nil}, {seed(1), seed(2)[1:]}} {
+		if _, err := NewAuthority(seeds[0], seeds[1:]...); err == nil {
+			t.Errorf("a CA comes from a short seed: %x", seeds)
+		}
+	}
+	if _, err := authority(t, 1).Issue(nil, time.Now()); err == nil {
+		t.Error("a certificate for no host")
+	}
+	none := func() (*Authority, error) { return nil, errors.New("no secret yet") }
+	if c, err := FromAuthority(none, func() []string { return []string{"a.lan"} }, time.Now, silent()); err == nil {
+		t.Errorf("certificates without a CA: %v", c)
+	}
+}
+
 func TestCertificateIsRenewed(t *testing.T) {
 	at := &clock{at: time.Now()}
 	hosts, by := []string{"a.lan"}, authority(t, 1)
@@ -177,12 +193,19 @@ func TestFilesAreReloaded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var said strings.Builder
+	c.logger = slog.New(slog.NewTextHandler(&said, nil))
+	c.refresh()
+	if said.Len() != 0 {
+		t.Errorf("there is nothing new: %s", said.String())
+	}
 	if err := os.WriteFile(key, []byte("broken"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.refresh()
-	if c.Fault() == nil {
-		t.Error("a broken key isn't reported")
+	c.refresh()
+	if c.Fault() == nil || strings.Count(said.String(), "can't be used") != 1 {
+		t.Errorf("of a broken key is said %q", said.String())
 	}
 	if _, err := dial(t, c, a, "a.lan"); err != nil {
 		t.Errorf("after a broken change the old certificate is gone: %v", err)
@@ -193,8 +216,12 @@ func TestFilesAreReloaded(t *testing.T) {
 	}
 	writePair(t, dir, second)
 	c.refresh()
-	if _, err := dial(t, c, a, "b.lan"); err != nil || c.Fault() != nil {
+	if _, err := dial(t, c, a, "b.lan"); err != nil || c.Fault() != nil || !c.Covers("b.lan") || c.Covers("a.lan") {
 		t.Errorf("the new pair isn't in use: %v, %v", err, c.Fault())
+	}
+	c.refresh()
+	if strings.Count(said.String(), "is in use") != 1 || strings.Count(said.String(), "\n") != 2 {
+		t.Errorf("of two changes is said %q", said.String())
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -26,6 +27,11 @@ type signer struct {
 // sign makes a certificate that ends after life; a nil signer signs itself.
 func (s *signer) sign(t testing.TB, name string, ca bool, life time.Duration) *signer {
 	t.Helper()
+	return s.signFor(t, pkix.Name{CommonName: name}, ca, life)
+}
+
+func (s *signer) signFor(t testing.TB, subject pkix.Name, ca bool, life time.Duration) *signer {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +41,7 @@ func (s *signer) sign(t testing.TB, name string, ca bool, life time.Duration) *s
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life),
+		SerialNumber: serial, Subject: subject, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life),
 		IsCA: ca, BasicConstraintsValid: true,
 	}
 	if s == nil {
@@ -90,11 +96,56 @@ func TestVerdictsEnd(t *testing.T) {
 	if _, _, err := c.Verify(chain, time.Now()); !errors.Is(err, ErrCertificate) {
 		t.Errorf("a refusal is forgotten at once: %v", err)
 	}
-	for range maxShown {
+	for len(chain) < maxShown {
 		chain = append(chain, between.cert)
 	}
-	if _, _, err := c.Verify(chain, time.Now()); !errors.Is(err, ErrCertificate) {
-		t.Errorf("with many others: %v", err)
+	if _, _, err := c.Verify(chain, time.Now()); err != nil {
+		t.Errorf("with as many others as there may be: %v", err)
+	}
+	if _, _, err := c.Verify(append(chain, between.cert), time.Now()); !errors.Is(err, ErrCertificate) {
+		t.Errorf("with one more: %v", err)
+	}
+	if _, _, err := c.Verify(nil, time.Now()); !errors.Is(err, ErrCertificate) {
+		t.Errorf("without any: %v", err)
+	}
+}
+
+// A refusal is kept for a minute: what was refused may have become good.
+func TestRefusalsEnd(t *testing.T) {
+	root := (*signer)(nil).sign(t, "root", true, time.Hour)
+	leaf := root.sign(t, "alice", false, time.Hour)
+	c, _ := clientsOf(t, root.pem())
+	begins := leaf.cert.NotBefore
+	for _, x := range []struct {
+		at   time.Time
+		want string
+	}{
+		{begins.Add(-refusedFor / 2), "not valid before"}, {begins.Add(refusedFor/2 - time.Second), "not valid before"}, {begins.Add(refusedFor / 2), ""},
+		{leaf.cert.NotAfter.Add(time.Second), "it has expired"},
+	} {
+		_, _, err := c.Verify([]*x509.Certificate{leaf.cert}, x.at)
+		if x.want == "" && err != nil || x.want != "" && (!errors.Is(err, ErrCertificate) || !strings.Contains(err.Error(), x.want)) {
+			t.Errorf("at %s: %v", x.at.Sub(begins), err)
+		}
+	}
+}
+
+// The common name is the caller's, whatever else the subject says; and nothing else is.
+func TestOnlyTheCommonNameCounts(t *testing.T) {
+	root := (*signer)(nil).sign(t, "root", true, time.Hour)
+	c, _ := clientsOf(t, root.pem())
+	for _, x := range []struct {
+		subject pkix.Name
+		want    string
+	}{
+		{pkix.Name{CommonName: "alice", Organization: []string{"bob"}, OrganizationalUnit: []string{"carol"}}, "alice"},
+		{pkix.Name{Organization: []string{"alice"}}, ""}, {pkix.Name{}, ""}, {pkix.Name{CommonName: "al ice"}, ""}, {pkix.Name{CommonName: Anonymous}, ""},
+		{pkix.Name{CommonName: "alice", ExtraNames: []pkix.AttributeTypeAndValue{{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "root"}, {Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "alice"}}}, ""},
+	} {
+		leaf := root.signFor(t, x.subject, false, time.Hour)
+		if name, _, err := c.Verify([]*x509.Certificate{leaf.cert}, time.Now()); name != x.want || (err == nil) != (x.want != "") {
+			t.Errorf("%s: %q, %v", leaf.cert.Subject, name, err)
+		}
 	}
 }
 
@@ -105,8 +156,8 @@ func TestVerdictsAreBounded(t *testing.T) {
 	for i := range maxVerdicts + 10 {
 		c.keep(c.pool, sha256.Sum256([]byte{byte(i), byte(i >> 8)}), verdict{})
 	}
-	if n := len(c.verdicts); n > maxVerdicts {
-		t.Errorf("%d verdicts are kept", n)
+	if n := len(c.verdicts); n != 10 {
+		t.Errorf("%d verdicts are kept of those since there were too many", n)
 	}
 	c.keep(x509.NewCertPool(), [sha256.Size]byte{}, verdict{name: "root", until: time.Now().Add(time.Hour)})
 	if v := c.verdicts[[sha256.Size]byte{}]; v.name != "" {
@@ -122,10 +173,10 @@ func TestBundles(t *testing.T) {
 	if c.Fault() != nil {
 		t.Error(c.Fault())
 	}
-	key := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")}))
+	key := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: one.cert.Raw}))
 	for name, bad := range map[string]string{
 		"nothing": "", "a client's": client.pem(), "a key": one.pem() + key, "cut off": one.pem() + two.pem()[:100], "no DER": strings.Replace(one.pem(), "MII", "AAA", 1),
-		"huge": strings.Repeat("#", maxBundle) + one.pem(),
+		"huge": one.pem() + strings.Repeat("#", maxBundle+1-len(one.pem())),
 	} {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
@@ -145,6 +196,9 @@ func TestBundles(t *testing.T) {
 	if c.refresh(); c.Fault() == nil || c.pool == nil {
 		t.Error("a missing file has no fault")
 	}
+	if _, err := ClientsFromFile(path, silent()); err == nil {
+		t.Error("there is no file, and no fault at the start")
+	}
 	if err := os.WriteFile(path, []byte(two.pem()), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -153,6 +207,30 @@ func TestBundles(t *testing.T) {
 	}
 	if _, _, err := c.Verify([]*x509.Certificate{client.cert}, time.Now()); err == nil {
 		t.Error("a CA that isn't in the file any more vouches")
+	}
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	c.refresh()
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	if c.refresh(); c.Fault() != nil {
+		t.Errorf("the file is back as it was: %v", c.Fault())
+	}
+}
+
+// A bundle may have as many bytes as it may, ends with the first of its CAs, and is read again only when it has changed.
+func TestBundleThatIsGood(t *testing.T) {
+	long, short := (*signer)(nil).sign(t, "long", true, 2*time.Hour), (*signer)(nil).sign(t, "short", true, time.Hour)
+	text := long.pem() + short.pem() + long.pem()
+	c, _ := clientsOf(t, text+strings.Repeat("#", maxBundle-len(text)))
+	if !c.Ends().Equal(short.cert.NotAfter) {
+		t.Errorf("it ends %v", c.Ends())
+	}
+	before := c.pool
+	if c.refresh(); c.pool != before {
+		t.Error("a file that is as it was is read again, and what was found good is forgotten")
 	}
 }
 

@@ -1,8 +1,10 @@
 package auth
 
 import (
+	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -41,6 +43,54 @@ func TestPatterns(t *testing.T) {
 				t.Errorf("%s matches %s", c.pattern, repo)
 			}
 		}
+	}
+}
+
+// Patterns that share segments are each decided as if it were alone.
+func TestPatternsTogether(t *testing.T) {
+	patterns := []string{"a-*/x", "a-*/y", "a-b*/z", "a-*c/w", "**/deep", "**/deep/**", "a-*/**/v", "plain/x", "plain/*"}
+	var grants []Grant
+	for _, p := range patterns {
+		grants = append(grants, Grant{p, Pull, p})
+	}
+	shared := make([]Grant, 0, len(patterns))
+	for _, p := range patterns {
+		shared = append(shared, Grant{"u", Pull, p})
+	}
+	alone, together := NewDirectory(true, nil, grants), NewDirectory(true, nil, shared)
+	for _, repo := range []string{"a-1/x", "a-1/y", "a-1/z", "a-bc/z", "a-bc/w", "a-c/w", "a-b/w", "deep", "x/deep", "deep/x", "deep/deep", "a-1/v", "a-1/q/r/v", "a-1/q", "plain/x", "plain/y", "plain"} {
+		want := false
+		for _, p := range patterns {
+			_, ok := alone.Decide(Caller{Kind: KindUser, Name: p}, Pull, repo)
+			if slow := slowMatch(strings.Split(p, "/"), strings.Split(repo, "/")); ok != slow {
+				t.Errorf("%s matches %s: %v", p, repo, ok)
+			}
+			want = want || ok
+		}
+		if g, ok := together.Decide(Caller{Kind: KindUser, Name: "u"}, Pull, repo); ok != want || ok && !slowMatch(strings.Split(g.Pattern, "/"), strings.Split(repo, "/")) {
+			t.Errorf("%s among others: %v by %q", repo, ok, g.Pattern)
+		}
+	}
+}
+
+// Names and patterns hold the characters that they may, at the length that they may, and no others.
+func TestNamesAndPatterns(t *testing.T) {
+	name, segment := regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]*$`), regexp.MustCompile(`^[a-z0-9._*-]+$`)
+	for c := range 256 {
+		for _, s := range []string{string([]byte{byte(c)}), string([]byte{'x', byte(c)})} {
+			if got := CheckName(s) == nil; got != name.MatchString(s) {
+				t.Errorf("the name %q is accepted: %v", s, got)
+			}
+			if got := CheckPattern(s) == nil; got != segment.MatchString(s) {
+				t.Errorf("the pattern %q is accepted: %v", s, got)
+			}
+		}
+	}
+	if err := errors.Join(CheckName(strings.Repeat("x", maxName)), CheckPattern(strings.Repeat("x", maxPattern))); err != nil {
+		t.Error(err)
+	}
+	if r, err := ParseRight("write"); err == nil {
+		t.Errorf("a right to %s", r)
 	}
 }
 
@@ -119,7 +169,11 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%v has %s everywhere: %v", c.caller, c.right, !c.want)
 		}
 	}
-	if off.Administers(Anybody()) || off.Everywhere(Anybody(), Admin) || !off.Everywhere(Anybody(), Push) {
+	public := NewDirectory(true, nil, []Grant{{Anonymous, Pull, "**"}})
+	if public.Everywhere(Caller{}, Pull) || !public.Everywhere(Anybody(), Pull) || d.Everywhere(Caller{Kind: KindAnonymous, Name: "root"}, Pull) {
+		t.Error("who has no name has what somebody has, or nobody has what all have")
+	}
+	if off.Administers(root) || off.Administers(Anybody()) || off.Everywhere(Anybody(), Admin) || !off.Everywhere(Anybody(), Push) {
 		t.Error("open access is not what it is")
 	}
 }
@@ -128,9 +182,9 @@ func TestWhoIsActive(t *testing.T) {
 	now := time.Unix(1000, 0)
 	d := NewDirectory(true, []Principal{
 		{Name: "gone", Kind: KindUser, Disabled: true}, {Name: "over", Kind: KindRobot, Expires: now},
-		{Name: "soon", Kind: KindRobot, Expires: now.Add(time.Second)},
-	}, nil)
-	for name, want := range map[string]bool{"gone": false, "over": false, "soon": true, "who": false, "": false} {
+		{Name: "soon", Kind: KindRobot, Expires: now.Add(time.Second)}, {Name: "lost", Kind: KindUser, Provider: "none"}, {Name: "kept", Kind: KindUser, Provider: "corp"},
+	}, nil, corp())
+	for name, want := range map[string]bool{"gone": false, "lost": false, "kept": true, "over": false, "soon": true, "who": false, "": false} {
 		if _, ok := d.Active(name, now); ok != want {
 			t.Errorf("%q is active: %v", name, ok)
 		}

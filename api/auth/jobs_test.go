@@ -28,6 +28,9 @@ func TestRulesVouchForRobots(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
+	if got, ok := d.Renew(Caller{Kind: KindRobot, Name: "ci", Provider: "rule:gone"}, now); ok {
+		t.Errorf("a job of before everything: %+v", got)
+	}
 	for name, change := range map[string]func(c *Caller){
 		"another robot": func(c *Caller) { c.Name = "other" }, "another generation": func(c *Caller) { c.Generation = 2 },
 		"another rule": func(c *Caller) { c.Provider = "rule:alice" }, "a user": func(c *Caller) { c.Kind = KindUser },

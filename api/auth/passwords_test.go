@@ -2,7 +2,9 @@ package auth
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync"
@@ -56,11 +58,12 @@ func TestLogin(t *testing.T) {
 	text, secret := NewSecret()
 	oldText, old := NewSecret()
 	old.Expires = c.now()
+	longest := strings.Repeat("x", maxPassword)
 	d := NewDirectory(true, []Principal{
 		{Name: "alice", Kind: KindUser, Password: cheapHash(t, "p:ss wörd\x00"), Groups: []string{"dev"}},
 		{Name: "off", Kind: KindUser, Password: cheapHash(t, "right one"), Disabled: true},
-		{Name: "outside", Kind: KindUser},
-		{Name: "ci", Kind: KindRobot, Secrets: []Secret{old, secret}},
+		{Name: "outside", Kind: KindUser}, {Name: "long", Kind: KindUser, Password: cheapHash(t, longest)},
+		{Name: "ci", Kind: KindRobot, Secrets: []Secret{old, secret}, Password: cheapHash(t, "a robot's")},
 	}, nil)
 	for _, x := range []struct {
 		name, password string
@@ -69,6 +72,7 @@ func TestLogin(t *testing.T) {
 		{"alice", "p:ss wörd\x00", true}, {"alice", "p:ss wörd\x00", true}, {"alice", "p:ss wörd", false}, {"alice", "", false},
 		{"Alice", "p:ss wörd\x00", false}, {"off", "right one", false}, {"outside", "", false}, {"", "", false},
 		{"ci", text, true}, {"ci", oldText, false}, {"ci", text[:len(text)-1], false}, {"alice", text, false},
+		{"ci", "a robot's", false}, {"long", longest, true}, {"long", longest + "x", false}, {"long", longest[1:], false}, {"nobody", "nobody's", false},
 		{"alice", strings.Repeat("x", 10_000), false}, {strings.Repeat("x", 10_000), "x", false},
 	} {
 		got, err := l.Login(t.Context(), d, x.name, x.password, "192.0.2.1")
@@ -211,6 +215,40 @@ func TestWrongLoginsCostTheSame(t *testing.T) {
 	}
 }
 
+// What was right is not computed again within a minute, by however many other logins; and no more than so many are remembered.
+func TestVerifiedLoginsAreRemembered(t *testing.T) {
+	l, c := logins(t)
+	runs := 0
+	l.compare = func(hash, password []byte) error {
+		runs++
+		return bcrypt.CompareHashAndPassword(hash, password)
+	}
+	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser, Password: cheapHash(t, "right one")}}, nil)
+	login := func(want int) {
+		t.Helper()
+		if _, err := l.Login(t.Context(), d, "alice", "right one", "x"); err != nil || runs != want {
+			t.Errorf("%d bcrypts, want %d: %v", runs, want, err)
+		}
+	}
+	login(1)
+	for i := range cacheLimit - 1 {
+		l.remember([sha256.Size]byte{byte(i), byte(i >> 8), 1}, Caller{})
+	}
+	c.pass(cacheLife - 1)
+	login(1)
+	for i := range 10 {
+		l.remember([sha256.Size]byte{byte(i), 2}, Caller{})
+	}
+	if n := len(l.verified); n != cacheLimit {
+		t.Errorf("%d are remembered", n)
+	}
+	c.pass(1)
+	if l.remember([sha256.Size]byte{3}, Caller{}); len(l.verified) != 11 {
+		t.Errorf("%d are remembered, of which 11 are not over", len(l.verified))
+	}
+	login(2)
+}
+
 // A changed password or a new generation makes what was remembered worthless, and time does too.
 func TestVerifiedLoginsAreForgotten(t *testing.T) {
 	l, c := logins(t)
@@ -230,6 +268,39 @@ func TestVerifiedLoginsAreForgotten(t *testing.T) {
 	c.pass(cacheLife)
 	if _, ok := l.remembers(seen, "alice", "x"); ok {
 		t.Error("it is remembered for ever")
+	}
+}
+
+// Who has to wait for guesses takes no place in the line, and who waits there in vain hasn't come in.
+func TestWaitingIsNoWayIn(t *testing.T) {
+	l, c, _ := withBook(t, "bob:right one")
+	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser, Password: cheapHash(t, "right one")}}, nil, corp())
+	bob := Caller{Kind: KindUser, Name: "bob", Provider: "corp", ProviderGeneration: 5}
+	for range cap(l.runs.places) {
+		l.runs.places <- struct{}{}
+	}
+	for range cap(l.asks.places) {
+		l.asks.places <- struct{}{}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, name := range []string{"alice", "bob"} {
+		if who, err := l.Login(gone, d, name, "right one", "x"); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s, who has gone: %+v, %v", name, who, err)
+		}
+	}
+	if who, err := l.Again(gone, d, bob, "x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("bob's token, when bob has gone: %+v, %v", who, err)
+	}
+	for range 5 {
+		l.accounts.note("alice", c.now())
+		l.accounts.note("bob", c.now())
+	}
+	var slowed *TooManyLoginsError
+	for _, name := range []string{"alice", "bob"} {
+		if _, err := l.Login(gone, d, name, "right one", "x"); !errors.As(err, &slowed) {
+			t.Errorf("%s, who has to wait, waits in line: %v", name, err)
+		}
 	}
 }
 
@@ -315,18 +386,71 @@ func TestFailuresStayBounded(t *testing.T) {
 	for i := range 3 * failureLimit {
 		f.note(string(rune(i)), now)
 	}
-	if len(f.seen) > failureLimit {
-		t.Errorf("%d are kept", len(f.seen))
+	if n := len(f.seen); n > failureLimit || n < failureLimit*9/10 {
+		t.Errorf("%d are kept", n)
+	}
+	later := now.Add(f.memory + 1)
+	f.note("new", later)
+	for i := range failureLimit / 2 {
+		f.note(strconv.Itoa(i), later)
+	}
+	if f.count("new", later) != 1 || len(f.seen) != failureLimit/2+1 {
+		t.Error("the new is forgotten for the old, or the old is kept")
+	}
+}
+
+// The pauses double up to the longest, are over when they are, and begin again when all is forgotten.
+func TestPauses(t *testing.T) {
+	f, now := newFailures(5, 10*time.Second), time.Unix(1_000_000, 0)
+	for i, want := range []time.Duration{0, 0, 0, 0, 500, 1000, 2000, 4000, 8000, 10_000, 10_000} {
+		f.note("x", now)
+		if got := f.pause("x", now); got != want*time.Millisecond {
+			t.Errorf("after %d: %s, want %d ms", i+1, got, want)
+		}
+	}
+	for range 1000 {
+		f.note("x", now)
+	}
+	if got := f.pause("x", now.Add(9*time.Second)); got != time.Second {
+		t.Errorf("after a thousand, 9 s ago: another %s", got)
+	}
+	if f.pause("x", now.Add(10*time.Second)) != 0 || f.pause("y", now) != 0 {
+		t.Error("what is over, or was never begun, goes on")
+	}
+	if at := now.Add(failureMemory); f.count("x", at) == 0 || f.count("x", at.Add(1)) != 0 {
+		t.Error("it is forgotten at another time")
+	}
+	if f.note("x", now.Add(failureMemory+1)); f.seen["x"].count != 1 {
+		t.Error("what was forgotten counts")
+	}
+}
+
+func TestSourceKeys(t *testing.T) {
+	for source, want := range map[string]string{
+		"192.0.2.1": "192.0.2.1", "::ffff:192.0.2.1": "::ffff:192.0.2.1", "2001:db8:1:2:3::4": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64", "": "", "@": "@",
+	} {
+		if got := SourceKey(source); got != want {
+			t.Errorf("%q is kept as %q", source, got)
+		}
 	}
 }
 
 func TestHashes(t *testing.T) {
-	for _, bad := range []string{"", "short", strings.Repeat("x", 73)} {
-		if _, err := HashPassword(bad); err == nil {
-			t.Errorf("a password of %d bytes is accepted", len(bad))
+	for n, want := range map[int]bool{0: false, minPassword - 1: false, minPassword: true, maxPassword: true, maxPassword + 1: false} {
+		hash, err := HashPassword(strings.Repeat("x", n))
+		if (err == nil) != want {
+			t.Errorf("a password of %d bytes: %v", n, err)
+		}
+		if cost, _ := bcrypt.Cost(hash); err == nil && cost != bcryptCost {
+			t.Errorf("a hash of cost %d", cost)
 		}
 	}
-	if CheckHash([]byte("{SHA}abc")) == nil || CheckHash([]byte("$2y$20$"+strings.Repeat("a", 53))) == nil {
+	for cost, want := range map[int]bool{bcryptCost + 4: true, bcryptCost + 5: false} {
+		if err := CheckHash(fmt.Appendf(nil, "$2y$%d$%s", cost, strings.Repeat("a", 53))); (err == nil) != want {
+			t.Errorf("a hash of cost %d: %v", cost, err)
+		}
+	}
+	if CheckHash([]byte("{SHA}abc")) == nil {
 		t.Error("a hash that can't be used is accepted")
 	}
 	if err := CheckHash(cheapHash(t, "x")); err != nil {

@@ -120,8 +120,10 @@ func TestWhoIsAsked(t *testing.T) {
 		}
 	}
 	// Without a provider that checks passwords nobody is asked.
-	if _, err := l.Login(t.Context(), NewDirectory(true, nil, nil), "alice", "right one", "x"); !errors.Is(err, ErrWrongLogin) || b.heard() != nil {
-		t.Errorf("no provider: %v", err)
+	for _, d := range []*Directory{NewDirectory(true, nil, nil), NewDirectory(true, nil, nil, Provider{Name: "oidc"})} {
+		if _, err := l.Login(t.Context(), d, "alice", "right one", "x"); !errors.Is(err, ErrWrongLogin) || b.heard() != nil {
+			t.Errorf("no provider: %v", err)
+		}
 	}
 }
 
@@ -336,7 +338,7 @@ func TestWrongLoginsEndTogether(t *testing.T) {
 
 func TestAgain(t *testing.T) {
 	l, c, b := withBook(t, "alice:right one", "bob:right one")
-	record := Principal{Name: "bob", Kind: KindUser, Provider: "corp", Groups: []string{"ops"}, Generation: 9}
+	record := Principal{Name: "bob", Kind: KindUser, Provider: "corp", Groups: []string{"ops", "dev"}, Generation: 9}
 	d := NewDirectory(true, []Principal{record, {Name: "local", Kind: KindUser, Generation: 3}}, nil, corp())
 	end := c.now().Add(time.Hour)
 	alice := Caller{Kind: KindUser, Name: "alice", Groups: []string{"old"}, Provider: "corp", ProviderGeneration: 5, Until: end}
@@ -394,7 +396,9 @@ func TestOutsidersAreRenewed(t *testing.T) {
 		"the provider has changed": {c, Principal{Name: "x"}, []Provider{{Name: "corp", Generation: 6}}, false},
 		"a record since":           {c, record, []Provider{corp()}, false},
 		"a local user":             {c, Principal{Name: "alice", Kind: KindUser}, []Provider{corp()}, false},
-		"a robot":                  {c, Principal{Name: "alice", Kind: KindRobot}, []Provider{corp()}, false},
+		"a robot":                  {c, Principal{Name: "alice", Kind: KindRobot, Provider: "corp"}, []Provider{corp()}, false},
+		"of a provider never":      {withProvider(c, "none"), Principal{Name: "x"}, []Provider{corp()}, false},
+		"of a trust rule":          {withProvider(c, "rule:ci"), Principal{Name: "x"}, []Provider{corp(), Rule("ci", "ci", 0)}, false},
 		"of a local user before":   {Caller{Kind: KindUser, Name: "alice", Generation: 9}, record, []Provider{corp()}, false},
 		"with the record":          {withGeneration(c, 9), record, []Provider{corp()}, true},
 		"without the record":       {withGeneration(c, 9), Principal{Name: "x"}, []Provider{corp()}, false},
@@ -406,7 +410,7 @@ func TestOutsidersAreRenewed(t *testing.T) {
 			t.Errorf("%s: %+v, %v", what, got, ok)
 		}
 	}
-	d := NewDirectory(true, nil, []Grant{{"group:dev", Push, "team/**"}}, corp())
+	d := NewDirectory(true, nil, []Grant{{"group:dev", Push, "team/**"}, {"group:sre", Pull, "**"}}, corp())
 	if _, ok := d.Decide(c, Push, "team/app"); ok {
 		t.Error("a token for nothing gives something")
 	}
@@ -417,7 +421,7 @@ func TestOutsidersAreRenewed(t *testing.T) {
 	if got := d.Granted([]string{"ops", "dev"}); !slices.Equal(got, []string{"dev"}) {
 		t.Errorf("of the groups %v matter", got)
 	}
-	if got := d.Foremost([]string{"ops", "dev", "all"}); !slices.Equal(got, []string{"dev", "all", "ops"}) {
+	if got := d.Foremost([]string{"ops", "sre", "zoo", "dev", "all"}); !slices.Equal(got, []string{"dev", "sre", "all", "ops", "zoo"}) {
 		t.Errorf("the groups come as %v", got)
 	}
 }
@@ -429,12 +433,22 @@ func (l *line) waits() int {
 	return l.waiting
 }
 
+func withProvider(c Caller, provider string) Caller {
+	c.Provider, c.ProviderGeneration = provider, 0
+	return c
+}
+
 func withGeneration(c Caller, generation uint64) Caller {
 	c.Generation = generation
 	return c
 }
 
 func TestTokensStayShort(t *testing.T) {
+	for _, x := range []struct{ groups, size, want int }{{maxTokenGroups, 1, maxTokenGroups}, {maxTokenGroups + 1, 1, maxTokenGroups}, {16, maxTokenGroupBytes / 16, 16}, {17, maxTokenGroupBytes/16 - 1, 16}, {16, maxTokenGroupBytes/16 + 1, 15}} {
+		if got := boundGroups(slices.Repeat([]string{strings.Repeat("g", x.size)}, x.groups)); len(got) != x.want {
+			t.Errorf("of %d groups of %d bytes %d are kept", x.groups, x.size, len(got))
+		}
+	}
 	var many []string
 	for i := range 5000 {
 		many = append(many, fmt.Sprintf("a-rather-long-name-of-a-group-%04d", i))

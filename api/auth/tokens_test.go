@@ -47,6 +47,18 @@ func TestTokenSaysWhatWasGranted(t *testing.T) {
 			t.Errorf("the token says %+v", c)
 		}
 	}
+	both := keys(t, 2, 1)
+	next, err := both.Issue(alice, "pier", nil, now, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = keys(t, 2).Verify(next.Text, "pier", now)
+	if _, oldErr := keys(t, 1).Verify(next.Text, "pier", now); err != nil || !errors.Is(oldErr, ErrTokenInvalid) {
+		t.Errorf("another than the first key signs: %v, %v", err, oldErr)
+	}
+	if text, ok := keys(t, 2).Unseal(both.Seal("x")); !ok || text != "x" {
+		t.Error("another than the first key seals")
+	}
 	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser, Generation: 7, Groups: []string{"x"}}}, nil)
 	if c, ok := d.Renew(alice, now); !ok || !slices.Equal(c.Groups, []string{"x"}) {
 		t.Errorf("renewed to %+v, %v", c, ok)
@@ -58,6 +70,64 @@ func TestTokenSaysWhatWasGranted(t *testing.T) {
 		if _, ok := NewDirectory(true, []Principal{p}, nil).Renew(alice, now); ok {
 			t.Errorf("a caller that is %s is renewed", what)
 		}
+	}
+}
+
+// A token that another one's hash stands for is not that one.
+func TestAnotherTokenOfTheSameHash(t *testing.T) {
+	v := shown{"abc", "pier", &claims{}}
+	for _, x := range []struct {
+		v             shown
+		text, service string
+		want          bool
+	}{{v, "abc", "pier", true}, {v, "abd", "pier", false}, {v, "bbc", "pier", false}, {v, "ab", "pier", false}, {v, "abcd", "pier", false}, {v, "abc", "other", false}, {shown{}, "", "", false}} {
+		if got := x.v.is(x.text, x.service); got != x.want {
+			t.Errorf("%q for %q: %v", x.text, x.service, got)
+		}
+	}
+}
+
+func TestKeysNeedSeeds(t *testing.T) {
+	for _, seeds := range [][][]byte{nil, {seed(1)[1:]}, {seed(1), nil}} {
+		if _, err := NewKeys(seeds); err == nil {
+			t.Errorf("keys come from %x", seeds)
+		}
+	}
+}
+
+// A token is taken from when it was made, less what clocks may differ by, until its end: by a node that knows it and by one that
+// doesn't.
+func TestTokensHaveTheirTime(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	k := keys(t, 1)
+	token, err := k.Issue(Caller{Kind: KindUser, Name: "alice"}, "pier", nil, now, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Verify(token.Text, "pier", now); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		at   time.Duration
+		want error
+	}{
+		{-time.Hour, ErrTokenInvalid}, {-clockSlack - 1, ErrTokenInvalid}, {-clockSlack, nil}, {time.Minute - 1, nil}, {time.Minute, ErrTokenExpired}, {time.Hour, ErrTokenExpired},
+	} {
+		for _, k := range []*Keys{k, keys(t, 1)} {
+			if _, err := k.Verify(token.Text, "pier", now.Add(x.at)); !errors.Is(err, x.want) {
+				t.Errorf("after %s: %v", x.at, err)
+			}
+		}
+	}
+}
+
+func TestSeenTokensAreBounded(t *testing.T) {
+	k := keys(t, 1)
+	for i := range maxSeen + 10 {
+		k.keep(uint64(i), shown{})
+	}
+	if n := len(k.seen); n != 10 {
+		t.Errorf("%d are kept of those since there were too many", n)
 	}
 }
 
@@ -102,6 +172,10 @@ func TestLargeTokensAreNotKept(t *testing.T) {
 	}
 	if len(k.seen) != 0 {
 		t.Errorf("%d bytes are kept", len(large.Text))
+	}
+	usual, err := k.Issue(Anybody(), "pier", scopes[:1], now, time.Minute)
+	if _, verifyErr := k.Verify(usual.Text, "pier", now); err != nil || verifyErr != nil || len(k.seen) != 1 {
+		t.Errorf("a usual one is not kept: %v, %v", err, verifyErr)
 	}
 }
 
@@ -151,6 +225,9 @@ func TestForgedTokens(t *testing.T) {
 	if left := good.Expiry.Sub(good.Issued) - good.Lasts(); left != clockSlack {
 		t.Errorf("a client asks for the next token %s before the end", left)
 	}
+	if _, err := k.Verify(good.Text, "other", now); !errors.Is(err, ErrTokenInvalid) {
+		t.Errorf("one that was seen, for another audience: %v", err)
+	}
 	if _, err := k.VerifyRefresh(good.Text, "pier", now); !errors.Is(err, ErrTokenInvalid) {
 		t.Errorf("access token as refresh token: %v", err)
 	}
@@ -178,6 +255,24 @@ func TestGrantable(t *testing.T) {
 	all := NewDirectory(true, nil, []Grant{{Anonymous, Pull, "**"}})
 	if got := all.Grantable(Anybody(), asked); err != nil || len(got) != 1 {
 		t.Errorf("strangers get a token with %d scopes, %v", len(got), err)
+	}
+	root := Caller{Kind: KindUser, Name: "root"}
+	chief := NewDirectory(true, nil, []Grant{{"root", Admin, "**"}})
+	longest := strings.Repeat("a", maxPattern)
+	asked, err = ParseScopes([]string{"strange:pier:admin registry:other:* strange:catalog:* registry:catalog:* cluster:pier:admin repository:" + longest + ":pull repository:" + longest + "a:pull"})
+	got = nil
+	for _, s := range chief.Grantable(root, asked) {
+		got = append(got, s.String())
+	}
+	if want := []string{"registry:catalog:*", "cluster:pier:admin", "repository:" + longest + ":pull"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("an administrator gets %q, %v", got, err)
+	}
+	l := limitOf([]Scope{{"strange", "catalog", []string{"*"}}, {"registry", "other", []string{"*"}}, {"strange", "pier", []string{"admin"}}, {"repository", "a", []string{"pull", "later"}}})
+	if l.Catalog || l.Cluster || len(l.Repositories) != 1 || l.Repositories["a"] != Pull {
+		t.Errorf("strange scopes allow %+v", l)
+	}
+	if _, err := ParseScopes([]string{strings.Repeat("repository:a:pull ", maxScopes)}); err != nil {
+		t.Error(err)
 	}
 	for _, bad := range []string{"repository", "repository:", ":x:pull", "repository::pull", strings.Repeat("repository:a:pull ", maxScopes+1)} {
 		if _, err := ParseScopes([]string{bad}); err == nil {
