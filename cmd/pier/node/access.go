@@ -38,7 +38,7 @@ type AccessConfig struct {
 func accessSettings() []Setting {
 	list := func(name, help string, field func(*Config) *[]string) Setting {
 		return Setting{
-			Name: name, Help: help, List: true,
+			Name: name, Kind: "strings", Help: help, List: true,
 			Set:   func(c *Config, v string) error { *field(c) = splitList(v); return nil },
 			Value: func(c Config) string { return strings.Join(*field(&c), ",") },
 		}

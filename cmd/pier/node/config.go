@@ -64,6 +64,7 @@ func Default() Config {
 type Setting struct {
 	Name  string
 	Help  string
+	Kind  string // what a value is, for the help: string, strings, int, duration, size; bool needs none on the command line
 	Set   func(c *Config, value string) error
 	Value func(c Config) string
 	List  bool // the file may hold a sequence
@@ -87,7 +88,7 @@ func generalSettings() []Setting {
 		text("cluster-listen", "address for the other nodes, TCP and UDP", func(c *Config) *string { return &c.ClusterListen }),
 		text("cluster-advertise", "host:port at which the other nodes reach this one; empty: what it listens on", func(c *Config) *string { return &c.ClusterAdvertise }),
 		{
-			Name: "join", Help: "cluster addresses of other nodes, separated by commas",
+			Name: "join", Kind: "strings", Help: "cluster addresses of other nodes, separated by commas",
 			Set:   func(c *Config, v string) error { c.Join = splitList(v); return nil },
 			Value: func(c Config) string { return strings.Join(c.Join, ",") },
 			List:  true,
@@ -104,7 +105,7 @@ func generalSettings() []Setting {
 		duration("repair-delay", "how long a node may be away before others copy what it held", func(c *Config) *time.Duration { return &c.RepairDelay }),
 		whole("max-voters", "at most this many nodes vote; the rest serve everything too", func(c *Config) *int { return &c.MaxVoters }),
 		{
-			Name: "blob-rate", Help: "bytes per second that this node fetches from others, such as 50MiB; 0: no limit",
+			Name: "blob-rate", Kind: "size", Help: "bytes per second that this node fetches from others, such as 50MiB; 0: no limit",
 			Set: func(c *Config, v string) error {
 				n, err := parseSize(v)
 				c.BlobRate = n
@@ -112,7 +113,7 @@ func generalSettings() []Setting {
 			},
 			Value: func(c Config) string { return humanize.IBytes(uint64(c.BlobRate)) },
 		},
-		{Name: "disk-reserve", Help: "free disk space that is never used, such as 5% or 10GiB", Set: setReserve, Value: reserveText},
+		{Name: "disk-reserve", Kind: "size", Help: "free disk space that is never used, such as 5% or 10GiB", Set: setReserve, Value: reserveText},
 		duration("upload-ttl", "how long an idle upload is kept", func(c *Config) *time.Duration { return &c.UploadTTL }),
 		whole("max-in-flight", "requests served at a time; more wait, and a flood is refused", func(c *Config) *int { return &c.MaxInFlight }),
 		truth("control-socket", "take commands from whoever may read the data directory; false: only over the network, from administrators", func(c *Config) *bool { return &c.ControlSocket }),
@@ -121,7 +122,7 @@ func generalSettings() []Setting {
 
 func text(name, help string, field func(*Config) *string) Setting {
 	return Setting{
-		Name: name, Help: help,
+		Name: name, Kind: "string", Help: help,
 		Set:   func(c *Config, v string) error { *field(c) = v; return nil },
 		Value: func(c Config) string { return *field(&c) },
 	}
@@ -129,7 +130,7 @@ func text(name, help string, field func(*Config) *string) Setting {
 
 func truth(name, help string, field func(*Config) *bool) Setting {
 	return Setting{
-		Name: name, Help: help,
+		Name: name, Kind: "bool", Help: help,
 		Set: func(c *Config, v string) (err error) {
 			*field(c), err = strconv.ParseBool(v)
 			return plain(err, "true or false")
@@ -140,7 +141,7 @@ func truth(name, help string, field func(*Config) *bool) Setting {
 
 func whole(name, help string, field func(*Config) *int) Setting {
 	return Setting{
-		Name: name, Help: help,
+		Name: name, Kind: "int", Help: help,
 		Set: func(c *Config, v string) error {
 			n, err := strconv.Atoi(v)
 			*field(c) = n
@@ -152,7 +153,7 @@ func whole(name, help string, field func(*Config) *int) Setting {
 
 func duration(name, help string, field func(*Config) *time.Duration) Setting {
 	return Setting{
-		Name: name, Help: help,
+		Name: name, Kind: "duration", Help: help,
 		Set: func(c *Config, v string) error {
 			d, err := time.ParseDuration(v)
 			*field(c) = d

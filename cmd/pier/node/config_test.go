@@ -106,3 +106,24 @@ func TestSettingsRoundTrip(t *testing.T) {
 		t.Errorf("%+v %v", cfg.DiskReserve, err)
 	}
 }
+
+// A switch needs no value, as the documents and the messages write it; a list may be given bit by bit; the help says what each
+// of the others wants.
+func TestFlagsAreAsPeopleWriteThem(t *testing.T) {
+	cfg, err := load(t, "", nil, "--insecure-http", "--metrics-open", "--access-log=false", "--public-name", "a", "--listen", "0.0.0.0:1",
+		"--listen", "0.0.0.0:2", "--public-name", "b,c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !cfg.Access.InsecureHTTP || !cfg.Access.MetricsOpen || cfg.AccessLog || cfg.Listen != "0.0.0.0:2" || len(cfg.Access.PublicNames) != 3 {
+		t.Errorf("%+v", cfg)
+	}
+	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	AddFlags(flags)
+	help := flags.FlagUsages()
+	for _, want := range []string{"--insecure-http  ", "--max-voters int  ", "--upload-ttl duration  ", "--join strings  ", "--blob-rate size  ", "--name string  "} {
+		if !strings.Contains(help, want) {
+			t.Errorf("the help has no %q", want)
+		}
+	}
+}

@@ -21,8 +21,27 @@ func AddFlags(flags *pflag.FlagSet) {
 	defaults := Default()
 	flags.String(configFlag, "", "YAML file with settings (PIER_CONFIG)")
 	for _, s := range Settings() {
-		flags.String(s.Name, s.Value(defaults), fmt.Sprintf("%s (%s)", s.Help, s.Variable()))
+		f := flags.VarPF(&written{text: s.Value(defaults), kind: s.Kind}, s.Name, "", fmt.Sprintf("%s (%s)", s.Help, s.Variable()))
+		if s.Kind == "bool" {
+			f.NoOptDefVal = "true"
+		}
 	}
+}
+
+// written is a flag as it stands on the command line. Load reads it, with what else there is of the setting.
+type written struct {
+	text, kind string
+	again      bool
+}
+
+func (w *written) String() string { return w.text }
+func (w *written) Type() string   { return w.kind }
+func (w *written) Set(text string) error {
+	if w.again && w.kind == "strings" {
+		text = w.text + "," + text
+	}
+	w.text, w.again = text, true
+	return nil
 }
 
 // Load takes flags before variables before the file before the defaults, and gives every problem at once, each under the
