@@ -260,6 +260,8 @@ func targetOf(in any) string {
 		}
 	case client.NameRequest:
 		said = in.Name
+	case client.RemovalRequest:
+		said = in.Name
 	case client.RobotRequest:
 		said = in.Name
 		for _, g := range in.Grants {
@@ -269,6 +271,8 @@ func targetOf(in any) string {
 		said = in.Name
 	case client.TrustRequest:
 		said = in.Rule.Name + " robot=" + in.Rule.Robot + " issuer=" + in.Rule.Issuer + " audience=" + in.Rule.Audience + " " + strings.Join(in.Rule.Claims, " ")
+	case client.ExplainRequest:
+		said = in.Subject + " " + in.Right + " " + in.Repository
 	case client.Grant:
 		said = in.Subject + " " + in.Right + " " + in.Pattern
 	case client.RemoveRequest:

@@ -8,10 +8,10 @@ import (
 	"pier/api/auth"
 )
 
-var errLogin error = refuse(http.StatusUnauthorized, codeUnauthorized, "this needs a login: docker login, or a token for it")
+var errLogin error = refuse(http.StatusUnauthorized, codeUnauthorized, "this needs a login (docker login, pier login), or a token for it")
 
 var errNoCertificate error = refuse(http.StatusUnauthorized, codeUnauthorized,
-	"this needs a login: docker login, a token for it, or a certificate of a CA that this registry takes clients' certificates from; none was shown")
+	"this needs a login (docker login, pier login), a token for it, or a certificate of a CA that this registry takes clients' certificates from; none was shown")
 
 // turnAway answers a caller who has no right. Who could get it with another token is told to ask for one; who is logged in
 // and may not is told so; anybody else may try to log in. None of it depends on whether the repository exists.

@@ -30,9 +30,9 @@ type Cluster interface {
 
 const codeDenied = "DENIED"
 
-// errSocketOnly keeps changes of the cluster off the public port while nobody can log in.
+// errSocketOnly keeps what is an administrator's off the public port while nobody can log in.
 var errSocketOnly error = refuse(http.StatusForbidden, codeDenied,
-	"the cluster is changed through the control socket: run this command on the node itself, with its --data-dir")
+	"without access control nobody can be an administrator over the network: run this command on the node itself, with its --data-dir")
 
 var errNotAdmin error = refuse(http.StatusForbidden, codeDenied, "this needs the right admin on **")
 

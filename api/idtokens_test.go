@@ -188,7 +188,7 @@ func TestJobsEnd(t *testing.T) {
 		},
 		"the robot is disabled": {disabled(true), disabled(false)},
 		"the robot goes": {
-			func() { f.want(f.order("/access/remove", client.NameRequest{Name: "ci"}), 200, "") },
+			func() { f.want(f.order("/access/remove", client.RemovalRequest{Name: "ci"}), 200, "") },
 			func() { f.robot("ci", "push:team/app"); f.trust(rule) },
 		},
 	} {
@@ -213,7 +213,7 @@ func TestJobsEnd(t *testing.T) {
 	f.want(f.doOn(f.nodes[1], "POST", "/v2/team/app/blobs/uploads/", nil, before), 401, codeUnauthorized)
 	f.want(f.doOn(f.nodes[1], "POST", "/v2/team/app/blobs/uploads/", nil, basicOf("ci", token)), 202, "")
 	// Whoever gets the name of a robot that is gone gets none of its jobs.
-	f.want(f.order("/access/remove", client.NameRequest{Name: "ci"}), 200, "")
+	f.want(f.order("/access/remove", client.RemovalRequest{Name: "ci"}), 200, "")
 	f.robot("ci", "push:team/app")
 	f.want(f.postToken(f.nodes[1], exchangeForm(token)), 401, codeUnauthorized)
 }

@@ -157,7 +157,7 @@ func TestPeopleEnd(t *testing.T) {
 		if got := f.postToken(f.nodes[1], f.browser(f.nodes[1])); got.StatusCode != 401 {
 			t.Errorf("%s, another login: %d %s", name, got.StatusCode, got.body)
 		}
-		f.want(f.order("/access/remove", client.NameRequest{Name: "jane.doe"}), 200, "")
+		f.want(f.order("/access/remove", client.RemovalRequest{Name: "jane.doe"}), 200, "")
 	}
 	// Who is linked has grants of her own beside those of her groups.
 	f.provide(i, nil)

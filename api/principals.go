@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"pier/api/auth"
@@ -27,10 +28,7 @@ func (a *API) getAccess(r *http.Request) (any, error) {
 	}
 	out := client.Access{On: access.On, Principals: []client.Principal{}, Grants: []client.Grant{}}
 	for _, p := range access.Principals {
-		to := client.Principal{Name: p.Name, Kind: "user", Groups: append([]string{}, p.Groups...), Disabled: p.Disabled, Expires: wireTime(p.Expires), Provider: p.Provider}
-		if p.Robot {
-			to.Kind = "robot"
-		}
+		to := client.Principal{Name: p.Name, Kind: kindOf(p), Groups: append([]string{}, p.Groups...), Disabled: p.Disabled, Expires: wireTime(p.Expires), Provider: p.Provider}
 		for _, s := range p.Secrets {
 			to.Secrets = append(to.Secrets, client.Secret{ID: s.ID, Expires: wireTime(s.Expires)})
 		}
@@ -40,6 +38,13 @@ func (a *API) getAccess(r *http.Request) (any, error) {
 		out.Grants = append(out.Grants, client.Grant{Subject: g.Subject, Right: g.Right, Pattern: g.Pattern})
 	}
 	return out, nil
+}
+
+func kindOf(p fsm.Principal) string {
+	if p.Robot {
+		return "robot"
+	}
+	return "user"
 }
 
 func wireTime(ms int64) *time.Time {
@@ -144,16 +149,28 @@ func (a *API) changePrincipal(r *http.Request, in client.PrincipalChange) (any, 
 	})
 }
 
-func (a *API) removePrincipal(r *http.Request, in client.NameRequest) (any, error) {
+func (a *API) removePrincipal(r *http.Request, in client.RemovalRequest) (any, error) {
+	if err := a.catchUp(r.Context()); err != nil {
+		return nil, err
+	}
+	access, err := a.state.Access()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range access.Principals {
+		if is := kindOf(p); p.Name == in.Name && in.Kind != "" && in.Kind != is {
+			return nil, refuse(http.StatusConflict, codeConflict, "%s is a %s: `pier %s rm %s` removes it", p.Name, is, is, p.Name)
+		}
+	}
 	if err := a.dropTrusts(r.Context(), in.Name); err != nil {
 		return nil, err
 	}
-	_, err := a.propose(r.Context(), fsm.DeletePrincipal{Name: in.Name})
+	_, err = a.propose(r.Context(), fsm.DeletePrincipal{Name: in.Name})
 	return struct{}{}, err
 }
 
 func (a *API) addRobot(r *http.Request, in client.RobotRequest) (any, error) {
-	life, err := lifetime(in.TTL)
+	life, err := lifetime("expires", in.TTL)
 	var grants []fsm.Grant
 	for _, g := range in.Grants {
 		g.Subject = in.Name
@@ -186,7 +203,7 @@ func (a *API) addRobot(r *http.Request, in client.RobotRequest) (any, error) {
 const maxSecrets = 3
 
 func (a *API) rotateRobot(r *http.Request, in client.RotateRequest) (any, error) {
-	keep, err := lifetime(in.Keep)
+	keep, err := lifetime("keep", in.Keep)
 	if err != nil {
 		return nil, invalid(err)
 	}
@@ -211,12 +228,16 @@ func (a *API) rotateRobot(r *http.Request, in client.RotateRequest) (any, error)
 	})
 }
 
-// lifetime parses a time such as 12h or 90d; empty is none.
-func lifetime(s string) (time.Duration, error) {
+// lifetime parses what is called name, a time such as 12h or 90d; empty is none.
+func lifetime(name, s string) (time.Duration, error) {
 	if s == "" {
 		return 0, nil
 	}
-	return client.ParseLifetime(s)
+	d, err := client.ParseLifetime(s)
+	if err != nil {
+		err = fmt.Errorf("%s %w", name, err)
+	}
+	return d, err
 }
 
 func grantOf(g client.Grant) (fsm.Grant, error) {
@@ -254,21 +275,24 @@ func (a *API) explainAccess(r *http.Request, in client.ExplainRequest) (any, err
 	if err != nil {
 		return nil, err
 	}
-	c := auth.Anybody()
-	if in.Subject != auth.Anonymous {
+	c, whose := auth.Anybody(), "anonymous"
+	if group, is := strings.CutPrefix(in.Subject, fsm.SubjectGroup); is {
+		c, whose = auth.Caller{Kind: auth.KindUser, Groups: []string{group}}, in.Subject+" or of anonymous"
+	} else if in.Subject != auth.Anonymous {
 		var ok bool
 		if c, ok, err = a.subject(r.Context(), d, in.Subject); err != nil {
 			return nil, err
 		} else if !ok {
-			return client.Explanation{Reason: in.Subject + " is unknown, disabled or has expired"}, nil
+			return client.Explanation{Reason: a.absent(d, in.Subject)}, nil
 		}
+		whose = in.Subject + ", of its groups or of anonymous"
 	}
 	g, ok := d.Decide(c, right, string(repo))
 	switch {
 	case d.MayNotLook(c, right, string(repo)):
 		return client.Explanation{Reason: in.Subject + " may not pull it, and what may not be pulled may not be deleted"}, nil
 	case !ok:
-		return client.Explanation{Reason: "no grant of " + in.Subject + ", of its groups or of anonymous gives it"}, nil
+		return client.Explanation{Reason: "no grant of " + whose + " gives it"}, nil
 	case g == auth.Grant{}:
 		return client.Explanation{Allowed: true, Reason: "access control is off"}, nil
 	}
@@ -277,9 +301,39 @@ func (a *API) explainAccess(r *http.Request, in client.ExplainRequest) (any, err
 	}, nil
 }
 
+// absent says why a name stands for nobody now.
+func (a *API) absent(d *auth.Directory, name string) string {
+	p, known := d.Find(name)
+	switch {
+	case !known:
+		return "there is no user or robot " + name
+	case p.Disabled:
+		return name + " is disabled"
+	case !p.Expires.IsZero() && !a.access.cfg.Now().Before(p.Expires):
+		return name + " has expired"
+	}
+	return "the provider " + p.Provider + " of " + name + " is gone"
+}
+
+// errNobody keeps a registry open where closing it would take from the first user to be its administrator.
+var errNobody error = refuse(http.StatusConflict, codeConflict,
+	"there is no user yet; `pier user add NAME` makes the first one, who is administrator, and turns access control on")
+
 // setAccess opens the registry to everybody, or closes it again.
 func (a *API) setAccess(value string) func(r *http.Request) (any, error) {
 	return func(r *http.Request) (any, error) {
+		if value == fsm.AccessOn {
+			if err := a.catchUp(r.Context()); err != nil {
+				return nil, err
+			}
+			access, err := a.state.Access()
+			if err != nil {
+				return nil, err
+			}
+			if !access.Decided {
+				return nil, errNobody
+			}
+		}
 		_, err := a.propose(r.Context(), fsm.SetSetting{Key: fsm.SettingAccess, Value: value})
 		return struct{}{}, err
 	}

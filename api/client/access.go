@@ -62,9 +62,15 @@ type PrincipalChange struct {
 	Disabled *bool     `json:"disabled,omitempty"`
 }
 
-// NameRequest names a user or a robot.
+// NameRequest names a provider or a trust rule.
 type NameRequest struct {
 	Name string `json:"name"`
+}
+
+// RemovalRequest names a user or a robot. With a kind it is refused for one of the other.
+type RemovalRequest struct {
+	Name string `json:"name"`
+	Kind string `json:"kind,omitempty"`
 }
 
 // RobotRequest makes a robot with its first secret and its grants. TTL ends it; empty is never.
@@ -133,7 +139,7 @@ func (c *Client) ChangePrincipal(ctx context.Context, r PrincipalChange) error {
 }
 
 // RemovePrincipal removes a user or a robot with its grants.
-func (c *Client) RemovePrincipal(ctx context.Context, r NameRequest) error {
+func (c *Client) RemovePrincipal(ctx context.Context, r RemovalRequest) error {
 	return c.call(ctx, http.MethodPost, "/api/v1/access/remove", r, nil)
 }
 

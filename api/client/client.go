@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -25,10 +26,11 @@ type Options struct {
 
 // Client is safe for concurrent use. Calls end with their context.
 type Client struct {
-	base  string
-	at    string // where the node is, for errors
-	http  *http.Client
-	login *bearer // nil without one
+	base   string
+	at     string // where the node is, for errors
+	http   *http.Client
+	socket bool
+	login  *bearer // nil without one
 }
 
 // New makes a client; it connects with the first call.
@@ -48,8 +50,7 @@ func New(o Options) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", o.Socket)
 	}
-	at := o.Socket + " (is `pier serve` running, and is --data-dir its directory?)"
-	return &Client{base: "http://pier", at: at, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+	return &Client{base: "http://pier", at: o.Socket, socket: true, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
 }
 
 // stay follows nobody: a password or a token would be sent along, even from HTTPS to HTTP.
@@ -141,9 +142,15 @@ func (c *Client) noAnswer(err error) error {
 	if errors.As(err, &outer) {
 		err = outer.Err
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%s is for the user that runs the node, and for root: %w", c.at, err)
+	}
 	var stranger x509.UnknownAuthorityError
 	if errors.As(err, &stranger) {
 		return fmt.Errorf("nobody vouches for the node at %s (`pier trust HOST:PORT --install`, or `pier login --ca FILE`): %w", c.at, err)
+	}
+	if c.socket {
+		return fmt.Errorf("no answer from the node at %s (is `pier serve` running, and is --data-dir its directory?): %w", c.at, err)
 	}
 	return fmt.Errorf("no answer from the node at %s: %w", c.at, err)
 }

@@ -4,11 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -32,12 +36,12 @@ func TestStatusShape(t *testing.T) {
 }
 
 func TestInviteLifetime(t *testing.T) {
-	for ttl, want := range map[string]time.Duration{"": time.Hour, "30m": 30 * time.Minute, "720h": 720 * time.Hour} {
+	for ttl, want := range map[string]time.Duration{"": time.Hour, "30m": 30 * time.Minute, "720h": 720 * time.Hour, "7d": 168 * time.Hour} {
 		if got, err := (InviteRequest{TTL: ttl}).Lifetime(); got != want || err != nil {
 			t.Errorf("%q: %v, %v", ttl, got, err)
 		}
 	}
-	for _, ttl := range []string{"0s", "-1h", "721h", "soon", "7"} {
+	for _, ttl := range []string{"0s", "-1h", "721h", "31d", "soon", "7"} {
 		if got, err := (InviteRequest{TTL: ttl}).Lifetime(); err == nil {
 			t.Errorf("%q is taken for %v", ttl, got)
 		}
@@ -73,6 +77,15 @@ func TestNobodyAnswers(t *testing.T) {
 	_, err := New(Options{Socket: socket}).Status(t.Context())
 	if err == nil || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "--data-dir") {
 		t.Errorf("no node: %v", err)
+	}
+}
+
+// Who may not use the socket hears whose it is, and isn't sent to look for a node that runs.
+func TestSocketOfAnother(t *testing.T) {
+	c := New(Options{Socket: "pier.sock"})
+	refused := &url.Error{Err: &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)}}
+	if err := c.noAnswer(refused); !strings.Contains(err.Error(), "pier.sock is for the user that runs the node") {
+		t.Error(err)
 	}
 }
 

@@ -36,7 +36,7 @@ type NodeStatus struct {
 	Started      time.Time `json:"started"`
 }
 
-// InviteRequest asks for an invite that lives for TTL, as Go writes durations; an hour when empty.
+// InviteRequest asks for an invite that lives for TTL, such as 30m or 7d; an hour when empty.
 type InviteRequest struct {
 	TTL string `json:"ttl,omitempty"`
 }
@@ -46,9 +46,9 @@ func (r InviteRequest) Lifetime() (time.Duration, error) {
 	if r.TTL == "" {
 		return time.Hour, nil
 	}
-	d, err := time.ParseDuration(r.TTL)
-	if err != nil || d <= 0 || d > 30*24*time.Hour {
-		return 0, fmt.Errorf("ttl %q: a time such as 30m or 24h, at most 720h", r.TTL)
+	d, err := ParseLifetime(r.TTL)
+	if err != nil || d > 30*24*time.Hour {
+		return 0, fmt.Errorf("ttl %q: a time above zero such as 30m or 7d, at most 30d", r.TTL)
 	}
 	return d, nil
 }

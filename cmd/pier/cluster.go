@@ -48,19 +48,19 @@ func (o *controlOptions) newStatus() *cobra.Command {
 }
 
 func (o *controlOptions) newInvite() *cobra.Command {
-	var ttl time.Duration
+	ttl := ""
 	cmd := &cobra.Command{
 		Use: "invite", Short: "Make a one-time token that lets a node in", Args: cobra.NoArgs,
 		Example: "  pier cluster invite --ttl 10m",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			i, err := o.client().Invite(cmd.Context(), client.InviteRequest{TTL: ttl.String()})
+			i, err := o.client().Invite(cmd.Context(), client.InviteRequest{TTL: ttl})
 			if err != nil {
 				return err
 			}
 			return o.show(cmd, i, "%s", i.Token)
 		},
 	}
-	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the token can be used")
+	cmd.Flags().StringVar(&ttl, "ttl", "1h", "how long the token can be used, such as 10m or 7d")
 	return cmd
 }
 
@@ -68,9 +68,18 @@ func (o *controlOptions) newJoin() *cobra.Command {
 	discard := false
 	cmd := &cobra.Command{
 		Use: "join TOKEN", Short: "Make this node a member of the cluster that the token comes from", Args: cobra.ExactArgs(1),
-		Example: "  pier cluster join pier1-…",
+		Long: "Make this node a member of the cluster that the token comes from. With - the token is read from standard input, where\n" +
+			"no list of processes shows it.",
+		Example: "  pier cluster join pier1-…\n  ssh node1 pier cluster invite | pier cluster join -",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			j, err := o.client().Join(cmd.Context(), client.JoinRequest{Token: args[0], Discard: discard})
+			token := args[0]
+			if token == "-" {
+				var err error
+				if token, err = firstLine(cmd); err != nil {
+					return fmt.Errorf("read the token: %w", err)
+				}
+			}
+			j, err := o.client().Join(cmd.Context(), client.JoinRequest{Token: token, Discard: discard})
 			if err != nil {
 				return err
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"text/tabwriter"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -18,12 +19,14 @@ type output struct{ format string }
 func (o *output) addFlags(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVarP(&o.format, "output", "o", "", "json for programs")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp)) // fails only for a flag that isn't there
-	cmd.PersistentPreRunE = func(*cobra.Command, []string) error {
-		if o.format != "" && o.format != "json" {
-			return &exitError{exitUsage, fmt.Sprintf("-o %s: want json", o.format)}
-		}
-		return nil
+	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return o.check() }
+}
+
+func (o *output) check() error {
+	if o.format != "" && o.format != "json" {
+		return &exitError{exitUsage, fmt.Sprintf("-o %s: want json", o.format)}
 	}
+	return nil
 }
 
 // show prints JSON or a line.
@@ -63,5 +66,8 @@ func printStatus(w io.Writer, s client.Status) error {
 	}
 	return t.Flush()
 }
+
+// moment is a time as a person's clock shows it.
+func moment(t time.Time) string { return t.Local().Format("2006-01-02 15:04 MST") }
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

@@ -12,7 +12,7 @@ import (
 func newRobot() *cobra.Command {
 	o := &controlOptions{}
 	cmd := o.group("robot", "Let programs in, with secrets of their own", "  pier robot add ci --grant push:'team/app' --expires 90d")
-	cmd.AddCommand(o.newRobotAdd(), o.newRobotRotate(), o.newRemovePrincipal("  pier robot rm ci"), o.newListOf("robot", "  pier robot ls"), o.newRobotTrust())
+	cmd.AddCommand(o.newRobotAdd(), o.newRobotRotate(), o.newRemovePrincipal("robot"), o.newListOf("robot"), o.newRobotTrust())
 	return cmd
 }
 

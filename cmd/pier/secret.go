@@ -128,7 +128,7 @@ func sayEnds(w io.Writer, s client.SecretStatus) {
 	}
 	for _, old := range s.Secrets[1:] {
 		if old.Until != nil {
-			fmt.Fprintf(w, "the old secret %s is accepted until %s (sooner: pier cluster secret drop)\n", short(old.Fingerprint), old.Until.Local().Format("2006-01-02 15:04 MST"))
+			fmt.Fprintf(w, "the old secret %s is accepted until %s (sooner: pier cluster secret drop)\n", short(old.Fingerprint), moment(*old.Until))
 		}
 	}
 	fmt.Fprintln(w, "until then: logins from before go on, and after it they have to be made again if they haven't ended by themselves")
@@ -171,7 +171,7 @@ func printSecret(w io.Writer, s client.SecretStatus) error {
 		"done": "the secret was replaced, and the old one is dropped",
 	}[s.Step]
 	if s.Begun != nil {
-		said += fmt.Sprintf(" (begun %s at %s)", s.Begun.Local().Format("2006-01-02 15:04 MST"), s.By)
+		said += fmt.Sprintf(" (begun %s at %s)", moment(*s.Begun), s.By)
 	}
 	fmt.Fprintln(w, said)
 	if s.Step == "keep" {

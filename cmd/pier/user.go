@@ -26,7 +26,7 @@ type userOptions struct {
 func newUser() *cobra.Command {
 	o := &userOptions{}
 	cmd := o.group("user", "Say who may come in", "  pier user add alice\n  pier user disable alice")
-	cmd.AddCommand(o.newAdd(), o.newChange(), o.newSwitch("disable", true), o.newSwitch("enable", false), o.newGroups(), o.newRemove(), o.newList(), o.newImport())
+	cmd.AddCommand(o.newAdd(), o.newChange(), o.newSwitch("disable", true), o.newSwitch("enable", false), o.newGroups(), o.newRemovePrincipal("user"), o.newListOf("user"), o.newImport())
 	return cmd
 }
 
@@ -77,11 +77,11 @@ func (o *userOptions) newPassword(cmd *cobra.Command) (string, error) {
 // password that is taken from standard input by mistake ends in a log.
 func (o *userOptions) password(cmd *cobra.Command, prompts ...string) (string, error) {
 	if o.fromStdin {
-		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
+		line, err := firstLine(cmd)
+		if err != nil {
 			return "", fmt.Errorf("read the password: %w", err)
 		}
-		return strings.TrimRight(line, "\r\n"), nil
+		return line, nil
 	}
 	in, ok := terminal(cmd)
 	if !ok {
@@ -101,6 +101,15 @@ func (o *userOptions) password(cmd *cobra.Command, prompts ...string) (string, e
 		answer = string(typed)
 	}
 	return answer, nil
+}
+
+// firstLine reads a secret from standard input.
+func firstLine(cmd *cobra.Command) (string, error) {
+	line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return strings.TrimRight(line, "\r\n"), err
 }
 
 // terminal is standard input where a person sits at it.
@@ -171,11 +180,11 @@ func (o *userOptions) newGroups() *cobra.Command {
 	}
 }
 
-func (o *controlOptions) newRemovePrincipal(example string) *cobra.Command {
+func (o *controlOptions) newRemovePrincipal(kind string) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm NAME", Short: "Remove a user or a robot with its grants", Args: cobra.ExactArgs(1), Example: example,
+		Use: "rm NAME", Short: "Remove a " + kind + " with its grants", Args: cobra.ExactArgs(1), Example: "  pier " + kind + " rm NAME",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.client().RemovePrincipal(cmd.Context(), client.NameRequest{Name: args[0]}); err != nil {
+			if err := o.client().RemovePrincipal(cmd.Context(), client.RemovalRequest{Name: args[0], Kind: kind}); err != nil {
 				return err
 			}
 			return o.show(cmd, struct{}{}, "removed %s and its grants", args[0])
@@ -183,15 +192,9 @@ func (o *controlOptions) newRemovePrincipal(example string) *cobra.Command {
 	}
 }
 
-func (o *userOptions) newRemove() *cobra.Command { return o.newRemovePrincipal("  pier user rm alice") }
-
-func (o *userOptions) newList() *cobra.Command {
-	return o.newListOf("user", "  pier user ls")
-}
-
-func (o *controlOptions) newListOf(kind, example string) *cobra.Command {
+func (o *controlOptions) newListOf(kind string) *cobra.Command {
 	return &cobra.Command{
-		Use: "ls", Short: "List them", Args: cobra.NoArgs, Example: example,
+		Use: "ls", Short: "List the " + kind + "s", Args: cobra.NoArgs, Example: "  pier " + kind + " ls",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			access, err := o.client().Access(cmd.Context())
 			if err != nil {
@@ -207,16 +210,18 @@ func (o *controlOptions) newListOf(kind, example string) *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), found)
 			}
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(t, "NAME\tSTATE\tGROUPS\tEXPIRES\tPROVIDER")
+			fmt.Fprintln(t, "NAME\tSTATE\tGROUPS\t"+map[string]string{"user": "PROVIDER", "robot": "EXPIRES"}[kind])
 			for _, p := range found {
-				state, ends := "active", "never"
+				state, last := "active", p.Provider
 				if p.Disabled {
 					state = "disabled"
 				}
 				if p.Expires != nil {
-					ends = p.Expires.Format("2006-01-02 15:04")
+					last = moment(*p.Expires)
+				} else if kind == "robot" {
+					last = "never"
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", p.Name, state, strings.Join(p.Groups, ","), ends, p.Provider)
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, state, strings.Join(p.Groups, ","), last)
 			}
 			return t.Flush()
 		},
@@ -229,6 +234,9 @@ func (o *userOptions) newImport() *cobra.Command {
 		Use: "import --htpasswd FILE", Short: "Make users from a file of NAME:HASH lines, bcrypt as htpasswd -B writes it", Args: cobra.NoArgs,
 		Example: "  pier user import --htpasswd /etc/registry/htpasswd",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file == "" {
+				return &exitError{exitUsage, "say with --htpasswd which file"}
+			}
 			data, err := os.ReadFile(file)
 			if err != nil {
 				return err
@@ -237,7 +245,6 @@ func (o *userOptions) newImport() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&file, "htpasswd", "", "the file")
-	_ = cmd.MarkFlagRequired("htpasswd")
 	return cmd
 }
 

@@ -171,7 +171,7 @@ func (g *guarded) endings() map[string]func(ctl *client.Client) (*someone, func(
 		}
 	}
 	remove := func(ctl *client.Client, name string) error {
-		return ctl.RemovePrincipal(ctx, client.NameRequest{Name: name})
+		return ctl.RemovePrincipal(ctx, client.RemovalRequest{Name: name})
 	}
 	disable := func(ctl *client.Client, name string) error {
 		return ctl.ChangePrincipal(ctx, client.PrincipalChange{Name: name, Disabled: &yes})

@@ -282,7 +282,7 @@ func TestCertificateEndsWithItsUser(t *testing.T) {
 	c.want(c.ask(alice, "GET", "/v2/", ""), 401, "alice")
 	change(false)
 	c.want(c.ask(alice, "GET", "/v2/", ""), 200)
-	c.must(c.control.RemovePrincipal(t.Context(), client.NameRequest{Name: "alice"}))
+	c.must(c.control.RemovePrincipal(t.Context(), client.RemovalRequest{Name: "alice"}))
 	c.want(c.ask(alice, "POST", "/v2/team/app/blobs/uploads/", ""), 401, "alice")
 }
 
