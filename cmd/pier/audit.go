@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -15,22 +14,28 @@ func newAudit() *cobra.Command {
 	o := &controlOptions{}
 	r := client.AuditRequest{}
 	follow := false
-	var since time.Duration
+	since := ""
 	cmd := &cobra.Command{
 		Use: "audit", Short: "Who did what, on all nodes: changes, and what was refused", Args: cobra.NoArgs,
 		Long: "Show the audit logs of all nodes that answer, oldest line first. With -o json a line is one JSON object.\n" +
 			"NAME? is who a wrong password was given for; a name that nobody has isn't kept, since it may be a password.",
 		Example: "  pier audit --since 1h --user alice\n  pier audit --follow -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if since > 0 {
-				r.Since = time.Now().Add(-since)
+			if since != "" {
+				age, err := client.ParseLifetime(since)
+				if err != nil {
+					return &exitError{exitUsage, "--since " + err.Error()}
+				}
+				r.Since = time.Now().Add(-age)
+			}
+			if r.Limit < 1 {
+				return &exitError{exitUsage, "--limit: want at least 1"}
 			}
 			return o.audit(cmd, r, follow)
 		},
 	}
-	o.target.addFlags(cmd)
-	o.output.addFlags(cmd)
-	cmd.Flags().DurationVar(&since, "since", 0, "only what is younger than this")
+	o.addFlags(cmd)
+	cmd.Flags().StringVar(&since, "since", "", "only what is younger than this, such as 1h or 7d")
 	cmd.Flags().StringVar(&r.Principal, "user", "", "only what this user or robot did")
 	cmd.Flags().StringVar(&r.Repository, "repository", "", "only what touched this repository")
 	cmd.Flags().IntVar(&r.Limit, "limit", 100, "at most this many lines, the newest")
@@ -63,20 +68,11 @@ func (o *controlOptions) audit(cmd *cobra.Command, r client.AuditRequest, follow
 		if full {
 			continue
 		}
-		if err := pause(cmd.Context(), followPause); err != nil {
+		select {
+		case <-cmd.Context().Done():
 			return nil // Ctrl-C
+		case <-time.After(followPause):
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 

@@ -165,6 +165,9 @@ func newToken() *cobra.Command {
 			"until the login ends: docker login takes it. Who logged in at an OpenID provider logs in again after 12 hours.",
 		Example: "  pier token --server https://registry.lan:5000 | docker login -u jane.doe --password-stdin registry.lan:5000",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.needServer(); err != nil {
+				return err
+			}
 			all, err := readLogins()
 			if err != nil {
 				return err
@@ -183,7 +186,6 @@ func newToken() *cobra.Command {
 			return o.show(cmd, map[string]any{"server": o.server, "user": user, "token": login.Token, "expires": ends.UTC()}, "%s", login.Token)
 		},
 	}
-	o.target.addFlags(cmd)
-	o.output.addFlags(cmd)
+	o.addFlags(cmd)
 	return cmd
 }

@@ -38,8 +38,7 @@ func newDoctor() *cobra.Command {
 			return err
 		},
 	}
-	o.target.addFlags(cmd)
-	o.output.addFlags(cmd)
+	o.addFlags(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "show what is well, too")
 	return cmd
 }

@@ -3,37 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"pier/api/client"
-	"pier/cmd/pier/node"
 )
-
-// target is where a command finds its node.
-type target struct {
-	dataDir string
-	server  string
-}
-
-func (t *target) addFlags(cmd *cobra.Command) {
-	dir := os.Getenv("PIER_DATA_DIR")
-	if dir == "" {
-		dir = node.Default().DataDir
-	}
-	cmd.PersistentFlags().StringVar(&t.dataDir, "data-dir", dir, "data directory of the node to talk to (PIER_DATA_DIR)")
-	cmd.PersistentFlags().StringVar(&t.server, "server", os.Getenv("PIER_SERVER"), "URL of a node to talk to instead (PIER_SERVER)")
-}
-
-func (t *target) client() *client.Client {
-	all, _ := readLogins() // without a login the server says what it needs
-	login := all[t.server]
-	login.CA += "\n" + installedCA(t.server)
-	return client.New(client.Options{Socket: filepath.Join(t.dataDir, node.SocketName), Server: t.server, Login: login})
-}
 
 func newHealth() *cobra.Command {
 	t := &target{}

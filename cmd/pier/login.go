@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,7 +38,7 @@ func readLogins() (logins, error) {
 		err = json.Unmarshal(data, &all)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the logins in %s: %w", path, err)
+		return nil, fmt.Errorf("read the logins in %s: %w; without the file pier login makes them anew", path, err)
 	}
 	return all, nil
 }
@@ -80,8 +81,8 @@ func newLogin() *cobra.Command {
 			"let the client come back to http://127.0.0.1 with any port, or with the one of --port. Such a login lasts for 12 hours.",
 		Example: "  pier login --server https://registry.lan:5000 --oidc\n  pier --server https://registry.lan:5000 login\n  pier login --server https://registry.lan:5000 --user alice --ca registry-ca.crt --password-stdin < password.txt",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.server == "" {
-				return &exitError{exitUsage, "a login needs --server"}
+			if err := o.needServer(); err != nil {
+				return err
 			}
 			if len(args) > 0 && !browser {
 				return &exitError{exitUsage, "a provider is for --oidc; a user goes with --user"}
@@ -123,8 +124,7 @@ func newLogin() *cobra.Command {
 			return o.show(cmd, map[string]string{"server": o.server, "user": user}, "logged in to %s as %s", o.server, user)
 		},
 	}
-	o.target.addFlags(cmd)
-	o.output.addFlags(cmd)
+	o.addFlags(cmd)
 	cmd.Flags().StringVar(&user, "user", "", "who logs in; asked for at a terminal when missing")
 	cmd.Flags().StringVar(&ca, "ca", "", "trust this CA, PEM (pier ca prints a cluster's)")
 	cmd.Flags().BoolVar(&insecure, "insecure-http", false, "log in without TLS even where others can listen in on the password")
@@ -182,11 +182,15 @@ func isPrivate(server string) bool {
 	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())
 }
 
+// readCA reads certificates, if a file is given.
 func readCA(path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
 	data, err := os.ReadFile(path)
+	if err == nil && !x509.NewCertPool().AppendCertsFromPEM(data) {
+		err = fmt.Errorf("%s holds no certificate in PEM", path)
+	}
 	return string(data), err
 }
 
@@ -196,6 +200,9 @@ func newLogout() *cobra.Command {
 		Use: "logout", Short: "Forget the login to a node", Args: cobra.NoArgs,
 		Example: "  pier logout --server https://registry.lan:5000",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.needServer(); err != nil {
+				return err
+			}
 			all, err := readLogins()
 			if err != nil {
 				return err
@@ -210,7 +217,6 @@ func newLogout() *cobra.Command {
 			return o.show(cmd, struct{}{}, "logged out of %s", o.server)
 		},
 	}
-	o.target.addFlags(cmd)
-	o.output.addFlags(cmd)
+	o.addFlags(cmd)
 	return cmd
 }

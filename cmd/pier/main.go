@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"pier/api/client"
 )
 
 // Exit codes beside 0 and 1.
@@ -62,6 +65,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err.Error() != "" {
 		fmt.Fprintln(stderr, "pier:", err)
 	}
+	var refused *client.Error
+	if errors.As(err, &refused) && refused.Status == http.StatusServiceUnavailable {
+		fmt.Fprintln(stderr, "`pier doctor` tells what is wrong")
+	}
 	return code
 }
 
@@ -71,6 +78,7 @@ func newRoot() *cobra.Command {
 		Short:                      "A container registry that is a cluster",
 		Long:                       "Pier is a container registry that is a cluster: start it on one machine or on seven; push to any node, pull from any.",
 		Example:                    "  pier serve              a working registry on 127.0.0.1:5000\n  pier dev                three nodes on this machine\n  pier cluster status     who is in, who leads, who is behind",
+		Version:                    versionText(),
 		SuggestionsMinimumDistance: 2,
 		SilenceUsage:               true,
 		SilenceErrors:              true,
@@ -79,6 +87,7 @@ func newRoot() *cobra.Command {
 		return &exitError{exitUsage, err.Error() + " (--help shows what there is)"}
 	})
 	root.AddCommand(newServe(), newDev(), newCluster(), newUser(), newRobot(), newAccess(), newProvider(), newAudit(), newDoctor(), newAuthority(), newTrust(), newLogin(), newLogout(), newToken(), newHealth(), newVersion())
+	root.SetVersionTemplate("pier {{.Version}}\n")
 	group(root)
 	strict(root)
 	return root

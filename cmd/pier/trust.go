@@ -36,8 +36,7 @@ func newAuthority() *cobra.Command {
 			return o.show(cmd, a, "%s", strings.TrimRight(a.PEM, "\n"))
 		},
 	}
-	o.target.addFlags(cmd)
-	o.output.addFlags(cmd)
+	o.addFlags(cmd)
 	return cmd
 }
 
