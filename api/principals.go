@@ -289,7 +289,7 @@ func (a *API) explainAccess(r *http.Request, in client.ExplainRequest) (any, err
 	}
 	g, ok := d.Decide(c, right, string(repo))
 	switch {
-	case d.MayNotLook(c, right, string(repo)):
+	case !ok && d.MayNotLook(c, right, string(repo)):
 		return client.Explanation{Reason: in.Subject + " may not pull it, and what may not be pulled may not be deleted"}, nil
 	case !ok:
 		return client.Explanation{Reason: "no grant of " + whose + " gives it"}, nil
