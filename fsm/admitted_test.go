@@ -67,21 +67,34 @@ func TestAdmittedHoldsAPlainCommand(t *testing.T) {
 			t.Errorf("%T is let in", bad)
 		}
 	}
-	encode := func(kind uint64, parts int) []byte {
+	encode := func(kind uint64, parts int, inside any) []byte {
+		t.Helper()
 		var b bytes.Buffer
 		b.WriteByte(typeByte(commandTypes, Admitted{}))
 		enc := msgpack.NewEncoder(&b)
-		err := errors.Join(enc.Encode(&Identity{}), enc.EncodeArrayLen(parts), enc.EncodeUint(7), enc.EncodeUint(kind), enc.Encode(&DeleteTag{}))
+		err := errors.Join(enc.Encode(&Identity{}), enc.EncodeArrayLen(parts), enc.EncodeUint(7), enc.EncodeUint(kind), enc.Encode(inside))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b.Bytes()
 	}
 	var unknown *UnknownCommandError
-	if _, _, err := Decode(encode(200, 3)); !errors.As(err, &unknown) || unknown.Type != 200 {
-		t.Errorf("a type of a newer build inside: %v", err)
+	for _, kind := range []byte{0, 200} {
+		if _, _, err := Decode(encode(uint64(kind), 3, &DeleteTag{})); !errors.As(err, &unknown) || unknown.Type != kind {
+			t.Errorf("a type %d inside: %v", kind, err)
+		}
 	}
-	for _, bad := range [][]byte{encode(uint64(typeByte(commandTypes, Admitted{})), 3), encode(3, 2)} {
+	good, err := Encode(Identity{}, Admitted{Access: 7, Command: DeleteTag{Repo: "a", Tag: "b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range good {
+		if _, c, err := Decode(good[:n]); err == nil {
+			t.Errorf("the first %d bytes are read as %+v", n, c)
+		}
+	}
+	another := uint64(typeByte(commandTypes, Admitted{}))
+	for _, bad := range [][]byte{encode(another, 3, &DeleteTag{}), encode(another, 3, &Admitted{Command: DeleteTag{}}), encode(uint64(typeByte(commandTypes, DeleteTag{})), 2, &DeleteTag{})} {
 		if _, c, err := Decode(bad); err == nil || errors.As(err, &unknown) {
 			t.Errorf("%x is read as %+v, %v", bad, c, err)
 		}

@@ -40,7 +40,9 @@ func TestDocuments(t *testing.T) {
 	refused(PutDocument{Document: doc(KindProvider, "other", "2"), Was: first}, ErrDocumentUnknown)
 	refused(PutDocument{Document: doc("", "other", "2")}, ErrIDInvalid)
 	refused(PutDocument{Document: Document{Kind: "k", Name: "n", Body: make([]byte, maxDocument+1)}}, ErrDocumentTooBig)
-	second := must(t, s, PutDocument{Document: doc(KindProvider, "corp", "2"), Was: first}).(DocumentAnswer).Generation
+	must(t, s, PutDocument{Document: Document{Kind: "k", Name: "n", Body: make([]byte, maxDocument)}})
+	over := must(t, s, PutDocument{Document: doc(KindProvider, "corp", "1"), Over: true}).(DocumentAnswer).Generation
+	second := must(t, s, PutDocument{Document: doc(KindProvider, "corp", "2"), Was: over}).(DocumentAnswer).Generation
 
 	d, ok, err := s.Document(KindProvider, "corp")
 	if err != nil || !ok || string(d.Body) != "2" || d.Generation != second {
@@ -58,7 +60,15 @@ func TestDocuments(t *testing.T) {
 		t.Error("a provider went, and the version of access stayed")
 	}
 	refused(DeleteDocument{Kind: KindProvider, Name: "corp"}, ErrDocumentUnknown)
+	must(t, s, PutDocument{Document: doc(KindTrust, "ci", "1")})
+	trusts := version()
+	if a, err := s.Access(); err != nil || len(a.Trusts) != 1 || trusts != s.AppliedIndex() {
+		t.Errorf("access of version %d has %+v, %v", trusts, a.Trusts, err)
+	}
 	must(t, s, DeleteDocument{Kind: KindACME, Name: "corp"})
+	if version() != trusts {
+		t.Error("an ACME document that goes changes who may come in")
+	}
 	if _, ok, err := s.Document(KindACME, "corp"); ok || err != nil {
 		t.Errorf("a deleted document is there: %v", err)
 	}
