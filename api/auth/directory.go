@@ -67,7 +67,6 @@ type Directory struct {
 	on         bool
 	principals map[string]Principal
 	grants     map[string]*patterns
-	list       []Grant
 	providers  map[string]Provider
 	passwords  bool // some provider checks them
 }
@@ -77,7 +76,7 @@ type Directory struct {
 func NewDirectory(on bool, principals []Principal, grants []Grant, providers ...Provider) *Directory {
 	d := &Directory{
 		on: on, principals: make(map[string]Principal, len(principals)), grants: make(map[string]*patterns),
-		list: slices.Clone(grants), providers: make(map[string]Provider, len(providers)),
+		providers: make(map[string]Provider, len(providers)),
 	}
 	for _, p := range providers {
 		d.providers[p.Name] = p
@@ -119,20 +118,6 @@ func (d *Directory) Active(name string, now time.Time) (Caller, bool) {
 	return Caller{
 		Kind: p.Kind, Name: p.Name, Groups: p.Groups, Generation: p.Generation, Provider: p.Provider, ProviderGeneration: from.Generation,
 	}, true
-}
-
-// Grants lists the grants of a subject, or all for an empty one.
-func (d *Directory) Grants(subject string) []Grant {
-	if subject == "" {
-		return slices.Clone(d.list)
-	}
-	return slices.Collect(func(yield func(Grant) bool) {
-		for _, g := range d.list {
-			if g.Subject == subject && !yield(g) {
-				return
-			}
-		}
-	})
 }
 
 // Decide tells whether the caller may do what needs the right on the repository, and by which grant: the caller's own

@@ -111,17 +111,18 @@ func TestBadGrants(t *testing.T) {
 func TestDecide(t *testing.T) {
 	principals := []Principal{
 		{Name: "alice", Kind: KindUser, Groups: []string{"dev"}, Generation: 1}, {Name: "root", Kind: KindUser},
-		{Name: "ci", Kind: KindRobot},
+		{Name: "ci", Kind: KindRobot}, {Name: "sweep", Kind: KindRobot},
 	}
 	grants := []Grant{
 		{"alice", Push, "team/**"}, {"group:dev", Delete, "team/app"}, {"ci", Pull, "**"}, {"root", Admin, "**"},
-		{"anonymous", Pull, "public/*"}, {"alice", Admin, "mine/*"},
+		{"anonymous", Pull, "public/*"}, {"alice", Admin, "mine/*"}, {"sweep", Delete, "mine/*"}, {"sweep", Delete, "public/*"},
 	}
 	d := NewDirectory(true, principals, grants)
 	off := NewDirectory(false, principals, grants)
 	alice, _ := d.Active("alice", time.Now())
 	ci, _ := d.Active("ci", time.Now())
 	root, _ := d.Active("root", time.Now())
+	sweep, _ := d.Active("sweep", time.Now())
 	limited := alice
 	limited.Limit = limitOf([]Scope{{"repository", "team/app", []string{"pull"}}})
 	repos := []string{"team/app", "public/x", "mine/x", "other"}
@@ -136,6 +137,7 @@ func TestDecide(t *testing.T) {
 		{"alice", d, alice, [4]string{"pPd", "p", "pPda", ""}},
 		{"alice with a token", d, limited, [4]string{"p", "", "", ""}},
 		{"a robot", d, ci, [4]string{"p", "p", "p", "p"}},
+		{"who may delete only what it may pull", d, sweep, [4]string{"", "pd", "", ""}},
 		{"an administrator", d, root, [4]string{"pPda", "pPda", "pPda", "pPda"}},
 		{"the operator", d, Operator(), [4]string{"pPda", "pPda", "pPda", "pPda"}},
 		{"an unknown user", d, Caller{Kind: KindUser, Name: "eve"}, [4]string{"", "p", "", ""}},
@@ -168,6 +170,17 @@ func TestDecide(t *testing.T) {
 		if d.Everywhere(c.caller, c.right) != c.want {
 			t.Errorf("%v has %s everywhere: %v", c.caller, c.right, !c.want)
 		}
+	}
+	token := root
+	token.Limit = limitOf([]Scope{{"repository", "team/app", []string{"*", "admin"}}})
+	if d.Administers(token) || d.Everywhere(token, Pull) {
+		t.Error("a token for one repository is one for the cluster")
+	}
+	if token.Limit = limitOf([]Scope{ClusterScope()}); !d.Administers(token) || d.Everywhere(token, Pull) {
+		t.Error("a token for the cluster is none, or is one for all repositories")
+	}
+	if !d.MayNotLook(sweep, Delete, "mine/x") || d.MayNotLook(sweep, Delete, "other") {
+		t.Error("who lacks the right to pull is not told so, or who lacks all is")
 	}
 	public := NewDirectory(true, nil, []Grant{{Anonymous, Pull, "**"}})
 	if public.Everywhere(Caller{}, Pull) || !public.Everywhere(Anybody(), Pull) || d.Everywhere(Caller{Kind: KindAnonymous, Name: "root"}, Pull) {

@@ -383,7 +383,7 @@ func TestGuessersDontKeepOthersOut(t *testing.T) {
 func TestFailuresStayBounded(t *testing.T) {
 	f := newFailures(1, time.Second)
 	now := time.Unix(1_000_000, 0)
-	for i := range 3 * failureLimit {
+	for i := range 3*failureLimit + 10 {
 		f.note(string(rune(i)), now)
 	}
 	if n := len(f.seen); n > failureLimit || n < failureLimit*9/10 {
