@@ -107,8 +107,8 @@ func TestBadGrants(t *testing.T) {
 	}
 }
 
-// The whole of who may do what, by table: a caller, and the rights that it has on three repositories.
-func TestDecide(t *testing.T) {
+// directories are of the same principals and grants, with access control and without.
+func directories() (on, off *Directory) {
 	principals := []Principal{
 		{Name: "alice", Kind: KindUser, Groups: []string{"dev"}, Generation: 1}, {Name: "root", Kind: KindUser},
 		{Name: "ci", Kind: KindRobot}, {Name: "sweep", Kind: KindRobot},
@@ -117,12 +117,22 @@ func TestDecide(t *testing.T) {
 		{"alice", Push, "team/**"}, {"group:dev", Delete, "team/app"}, {"ci", Pull, "**"}, {"root", Admin, "**"},
 		{"anonymous", Pull, "public/*"}, {"alice", Admin, "mine/*"}, {"sweep", Delete, "mine/*"}, {"sweep", Delete, "public/*"},
 	}
-	d := NewDirectory(true, principals, grants)
-	off := NewDirectory(false, principals, grants)
-	alice, _ := d.Active("alice", time.Now())
-	ci, _ := d.Active("ci", time.Now())
-	root, _ := d.Active("root", time.Now())
-	sweep, _ := d.Active("sweep", time.Now())
+	return NewDirectory(true, principals, grants), NewDirectory(false, principals, grants)
+}
+
+func active(t *testing.T, d *Directory, name string) Caller {
+	t.Helper()
+	c, ok := d.Active(name, time.Now())
+	if !ok {
+		t.Fatalf("%s is not active", name)
+	}
+	return c
+}
+
+// The whole of who may do what, by table: a caller, and the rights that it has on three repositories.
+func TestDecide(t *testing.T) {
+	d, off := directories()
+	alice, ci, root, sweep := active(t, d, "alice"), active(t, d, "ci"), active(t, d, "root"), active(t, d, "sweep")
 	limited := alice
 	limited.Limit = limitOf([]Scope{{"repository", "team/app", []string{"pull"}}})
 	repos := []string{"team/app", "public/x", "mine/x", "other"}
@@ -154,6 +164,15 @@ func TestDecide(t *testing.T) {
 			}
 		}
 	}
+	if !d.MayNotLook(sweep, Delete, "mine/x") || d.MayNotLook(sweep, Delete, "other") {
+		t.Error("who lacks the right to pull is not told so, or who lacks all is")
+	}
+}
+
+// What is about all repositories, or about the cluster.
+func TestDecideOnAll(t *testing.T) {
+	d, off := directories()
+	alice, ci, root := active(t, d, "alice"), active(t, d, "ci"), active(t, d, "root")
 	for _, c := range []struct {
 		caller Caller
 		want   bool
@@ -178,9 +197,6 @@ func TestDecide(t *testing.T) {
 	}
 	if token.Limit = limitOf([]Scope{ClusterScope()}); !d.Administers(token) || d.Everywhere(token, Pull) {
 		t.Error("a token for the cluster is none, or is one for all repositories")
-	}
-	if !d.MayNotLook(sweep, Delete, "mine/x") || d.MayNotLook(sweep, Delete, "other") {
-		t.Error("who lacks the right to pull is not told so, or who lacks all is")
 	}
 	public := NewDirectory(true, nil, []Grant{{Anonymous, Pull, "**"}})
 	if public.Everywhere(Caller{}, Pull) || !public.Everywhere(Anybody(), Pull) || d.Everywhere(Caller{Kind: KindAnonymous, Name: "root"}, Pull) {
