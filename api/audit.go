@@ -279,6 +279,8 @@ func targetOf(in any) string {
 		said = in.Node
 	case client.TransferRequest:
 		said = in.Node
+	case client.RenewRequest:
+		said = strings.Join(in.Names, " ")
 	case client.RotateSecretRequest:
 		said = "keep_old=" + in.KeepOld
 	}

@@ -26,6 +26,7 @@ type Cluster interface {
 	SecretStatus(ctx context.Context) (client.SecretStatus, error)
 	RotateSecret(ctx context.Context, r client.RotateSecretRequest) (client.SecretStatus, error)
 	DropSecret(ctx context.Context) (client.SecretStatus, error)
+	RenewCertificates(ctx context.Context, r client.RenewRequest) (client.Renewed, error)
 }
 
 const codeDenied = "DENIED"
@@ -66,7 +67,10 @@ func (a *API) controlRoutes(r chi.Router) {
 			return a.cluster.RotateSecret(ctx, in)
 		}),
 		"/cluster/secret/drop": clusterOrder(a, func(ctx context.Context, _ struct{}) (any, error) { return a.cluster.DropSecret(ctx) }),
-		"/access/user/add":     order(a, a.addUser), "/access/change": order(a, a.changePrincipal), "/access/remove": order(a, a.removePrincipal),
+		"/acme/renew": clusterOrder(a, func(ctx context.Context, in client.RenewRequest) (any, error) {
+			return a.cluster.RenewCertificates(ctx, in)
+		}),
+		"/access/user/add": order(a, a.addUser), "/access/change": order(a, a.changePrincipal), "/access/remove": order(a, a.removePrincipal),
 		"/access/robot/add": order(a, a.addRobot), "/access/robot/rotate": order(a, a.rotateRobot),
 		"/access/provider/add": order(a, a.addProvider), "/access/provider/remove": order(a, a.removeProvider), "/access/provider/test": order(a, a.testProvider),
 		"/access/trust/add": order(a, a.addTrust), "/access/trust/remove": order(a, a.removeTrust), "/access/trust/test": order(a, a.testTrust),

@@ -62,6 +62,11 @@ func (c *spokenTo) RotateSecret(_ context.Context, r client.RotateSecretRequest)
 	return client.SecretStatus{Step: "add"}, c.err
 }
 
+func (c *spokenTo) RenewCertificates(_ context.Context, r client.RenewRequest) (client.Renewed, error) {
+	c.heard = strings.Join(r.Names, " ")
+	return client.Renewed{}, c.err
+}
+
 func (c *spokenTo) DropSecret(context.Context) (client.SecretStatus, error) {
 	c.heard = "drop"
 	return client.SecretStatus{Step: "keep"}, c.err
@@ -112,6 +117,10 @@ func TestControl(t *testing.T) {
 			return err
 		}, client.RotateSecretRequest{KeepOld: "7d"}},
 		{func() error { _, err := c.DropSecret(t.Context()); return err }, "drop"},
+		{func() error {
+			_, err := c.RenewCertificates(t.Context(), client.RenewRequest{Names: []string{"a", "b"}})
+			return err
+		}, "a b"},
 	} {
 		cluster.heard, cluster.err = nil, nil
 		if err := call.do(); err != nil || cluster.heard != call.want {
@@ -141,6 +150,7 @@ func TestControlOverPublicPort(t *testing.T) {
 	for _, call := range []string{"invite", "join", "leave", "remove", "transfer", "secret/rotate", "secret/drop"} {
 		f.want(f.do("POST", "/api/v1/cluster/"+call, "{}"), 403, codeDenied)
 	}
+	f.want(f.do("POST", "/api/v1/acme/renew", "{}"), 403, codeDenied)
 	if cluster.heard != nil {
 		t.Errorf("the cluster heard %v", cluster.heard)
 	}

@@ -404,6 +404,9 @@ func (noCluster) SecretStatus(context.Context) (client.SecretStatus, error) {
 func (noCluster) RotateSecret(context.Context, client.RotateSecretRequest) (client.SecretStatus, error) {
 	return client.SecretStatus{}, nil
 }
+func (noCluster) RenewCertificates(context.Context, client.RenewRequest) (client.Renewed, error) {
+	return client.Renewed{}, nil
+}
 func (noCluster) DropSecret(context.Context) (client.SecretStatus, error) {
 	return client.SecretStatus{}, nil
 }

@@ -214,6 +214,61 @@ func TestFailuresAreShared(t *testing.T) {
 	}
 }
 
+// A certificate that is to be replaced is due on every node until another one has taken its place, and a failure from before
+// holds nobody up.
+func TestReplacedBeforeItIsDue(t *testing.T) {
+	store := newStore()
+	for _, name := range []string{host, "other.example.org"} {
+		store.write(t, namesOf(directory).certificate(name), selfMade(t, name, time.Now(), time.Hour))
+	}
+	a, b := newKeeper(t, store, "a"), newKeeper(t, store, "b")
+	if _, err := a.Renew(t.Context(), []string{"evil.example.org"}); !errors.Is(err, ErrNotKept) {
+		t.Errorf("another name: %v", err)
+	}
+	if b.due(host) {
+		t.Fatal("it is due by itself")
+	}
+	store.write(t, a.docs.order(host), order{By: "c", Fails: 3, Next: time.Now().Add(time.Hour), Error: "no way"})
+	if err := a.mark(t.Context(), host); err != nil {
+		t.Fatal(err)
+	}
+	b.look()
+	if !b.due(host) || b.due("other.example.org") {
+		t.Error("not that one is due elsewhere")
+	}
+	attempt, err := b.claim(t.Context(), host)
+	if attempt == nil || err != nil {
+		t.Fatalf("the failure from before keeps it from being tried: %v", err)
+	}
+	// Who asks meanwhile takes no order away that somebody is at.
+	if err := a.mark(t.Context(), host); err != nil {
+		t.Fatal(err)
+	}
+	if err := attempt.fail(t.Context(), errors.New("no, really"), false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.marked(t.Context(), host); !errors.Is(err, ErrNotIssued) || !strings.Contains(err.Error(), "node b: no, really") {
+		t.Errorf("who waits hears %v", err)
+	}
+	if fault := a.Fault(); fault == nil || !strings.Contains(fault.Error(), "is to be replaced") {
+		t.Errorf("the fault: %v", fault)
+	}
+	if err := a.mark(t.Context(), host); err != nil {
+		t.Fatal(err)
+	}
+	if attempt, err = b.claim(t.Context(), host); attempt == nil || err != nil {
+		t.Fatalf("who asks again waits for the next try: %v", err)
+	}
+	fresh := selfMade(t, host, time.Now(), 2*time.Hour)
+	pair, _ := fresh.parse(host)
+	if err := attempt.keep(t.Context(), fresh, pair); err != nil {
+		t.Fatal(err)
+	}
+	if end, err := a.marked(t.Context(), host); err != nil || !end.Equal(pair.Leaf.NotAfter) || a.due(host) {
+		t.Errorf("the new one ends at %v (%v), due: %v", end, err, a.due(host))
+	}
+}
+
 func TestDueInTheLastThird(t *testing.T) {
 	now := time.Now()
 	for _, c := range []struct {

@@ -44,6 +44,8 @@ type certificate struct {
 	Chain string `json:"chain"`
 	Key   string `json:"key"`
 	Way   string `json:"way,omitempty"` // how the server was convinced; the next time that comes first
+	// Replace says that somebody wants another one before this is due. It goes with the certificate.
+	Replace bool `json:"replace,omitempty"`
 }
 
 // order is the document of a name while somebody gets a certificate for it, and after that has failed.

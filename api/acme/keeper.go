@@ -100,6 +100,7 @@ type Keeper struct {
 type held struct {
 	certificate *tls.Certificate // nil: none yet
 	generation  uint64
+	replace     bool // it is to be replaced though it isn't due
 	fault       string
 	blocked     string // why this node can't even try to get one
 }
@@ -199,16 +200,16 @@ func (k *Keeper) lookAt(name string, was held) held {
 		if _, err = read(&doc, body, generation, nil); err == nil {
 			var next *tls.Certificate
 			if next, err = doc.parse(name); err == nil {
-				now.certificate, now.generation = next, generation
+				now.certificate, now.generation, now.replace = next, generation, doc.Replace
 			}
 		}
 	}
-	now.fault = k.judge(name, now.certificate, err)
+	now.fault = k.judge(name, now, err)
 	return now
 }
 
 // judge says what is wrong with a name's certificate, for people.
-func (k *Keeper) judge(name string, current *tls.Certificate, err error) string {
+func (k *Keeper) judge(name string, it held, err error) string {
 	if err != nil {
 		return "its document can't be used: " + err.Error()
 	}
@@ -221,12 +222,14 @@ func (k *Keeper) judge(name string, current *tls.Certificate, err error) string 
 	if o.Error == "" {
 		failed = " until the ACME server " + k.cfg.Directory + " has given one"
 	}
-	switch now := time.Now(); {
+	switch now, current := time.Now(), it.certificate; {
 	case current == nil:
 		return "there is no certificate yet, and clients that ask for this name are refused" + failed
 	case now.After(current.Leaf.NotAfter):
 		return "the certificate has ended on " + day(current.Leaf.NotAfter) + ", and clients refuse it" + failed
-	case o.Error != "" && isDue(current.Leaf, now):
+	case o.Error != "" && it.replace:
+		return "the certificate is to be replaced, and goes on being used" + failed
+	case o.Error != "" && it.due(now):
 		return "the certificate ends on " + day(current.Leaf.NotAfter) + failed
 	}
 	return ""
@@ -238,8 +241,11 @@ func day(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 func (k *Keeper) due(name string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	current := k.known[name].certificate
-	return current == nil || isDue(current.Leaf, time.Now())
+	return k.known[name].due(time.Now())
+}
+
+func (h held) due(now time.Time) bool {
+	return h.certificate == nil || h.replace || isDue(h.certificate.Leaf, now)
 }
 
 // isDue is so for the last third of a certificate's time, and at most 30 days before its end.
@@ -259,7 +265,7 @@ func (k *Keeper) Fault() error {
 		if now.fault != "" {
 			said = append(said, now.fault)
 		}
-		if now.blocked != "" && (now.certificate == nil || isDue(now.certificate.Leaf, time.Now())) {
+		if now.blocked != "" && now.due(time.Now()) {
 			said = append(said, "no certificate can be asked for now: "+now.blocked)
 		}
 		if said != nil {

@@ -91,6 +91,12 @@ func (c *Client) Transfer(ctx context.Context, r TransferRequest) error {
 	return c.call(ctx, http.MethodPost, "/api/v1/cluster/transfer", r, nil)
 }
 
+// RenewCertificates replaces certificates of an ACME server; it returns when the new ones are in use at the node.
+func (c *Client) RenewCertificates(ctx context.Context, r RenewRequest) (Renewed, error) {
+	var out Renewed
+	return out, c.call(ctx, http.MethodPost, "/api/v1/acme/renew", r, &out)
+}
+
 // Health asks whether the node can serve pulls, or pushes too.
 func (c *Client) Health(ctx context.Context, push bool) error {
 	path := "/readyz"

@@ -96,6 +96,16 @@ type TransferRequest struct {
 	Node string `json:"node,omitempty"`
 }
 
+// RenewRequest replaces the certificates of an ACME server for these names; for all where there are none.
+type RenewRequest struct {
+	Names []string `json:"names,omitempty"`
+}
+
+// Renewed are the names' new certificates, each by its end.
+type Renewed struct {
+	Ends map[string]time.Time `json:"ends"`
+}
+
 // Error is a refusal: the HTTP status, a code for programs, and a message for people.
 type Error struct {
 	Status  int

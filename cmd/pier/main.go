@@ -86,7 +86,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return &exitError{exitUsage, err.Error() + " (--help shows what there is)"}
 	})
-	root.AddCommand(newServe(), newDev(), newCluster(), newUser(), newRobot(), newAccess(), newProvider(), newAudit(), newDoctor(), newAuthority(), newTrust(), newLogin(), newLogout(), newToken(), newHealth(), newVersion())
+	root.AddCommand(newServe(), newDev(), newCluster(), newUser(), newRobot(), newAccess(), newProvider(), newACME(), newAudit(), newDoctor(), newAuthority(), newTrust(), newLogin(), newLogout(), newToken(), newHealth(), newVersion())
 	root.SetVersionTemplate("pier {{.Version}}\n")
 	group(root)
 	strict(root)

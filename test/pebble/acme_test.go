@@ -2,6 +2,7 @@ package pebble
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -17,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"pier/api/client"
 	"pier/cmd/pier/node"
 	"pier/fsm"
 	"pier/test/harness"
@@ -210,6 +212,41 @@ func TestServerAsksByHTTP(t *testing.T) {
 	if server.Orders() != orders+1 || len(server.TLS.Used()) != asked {
 		t.Errorf("the renewal took %d orders, and %d questions by TLS", server.Orders()-orders, len(server.TLS.Used())-asked)
 	}
+}
+
+// Certificates are replaced when somebody says so, with other keys and one order for all nodes; who says it hears when that
+// doesn't work, and may say it again at once.
+func TestRenewedBySomebody(t *testing.T) {
+	t.Parallel()
+	server := Start(t, time.Hour)
+	c := start(t, server, 3, host, mirror)
+	before := issued(t, c, server, host, c.Nodes...)
+	kept := issued(t, c, server, mirror, c.Nodes...)
+	server.Away(true)
+	var refused *client.Error
+	if _, err := c.Nodes[1].Control().RenewCertificates(t.Context(), client.RenewRequest{Names: []string{host}}); !errors.As(err, &refused) || !strings.Contains(refused.Message, "reach the server") {
+		t.Errorf("without the server: %v", err)
+	}
+	if now := issued(t, c, server, host, c.Nodes...); !now.Equal(before) {
+		t.Error("the old certificate isn't in use meanwhile")
+	}
+	server.Away(false)
+	said, err := c.Nodes[1].Control().RenewCertificates(t.Context(), client.RenewRequest{Names: []string{host}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var after *x509.Certificate
+	c.Eventually("every node shows the new one", func() bool {
+		after = issued(t, c, server, host, c.Nodes...)
+		return !after.Equal(before)
+	})
+	if !said.Ends[host].Equal(after.NotAfter) || after.PublicKey.(*ecdsa.PublicKey).Equal(before.PublicKey) {
+		t.Errorf("%v was said of a certificate until %v, or the key is the old one", said.Ends, after.NotAfter)
+	}
+	if now := issued(t, c, server, mirror, c.Nodes...); !now.Equal(kept) || server.Orders() != 3 {
+		t.Errorf("another name's is replaced, too, or there were %d orders", server.Orders())
+	}
+	noKeys(t, c)
 }
 
 // openOrder leaves an order as a node does that ends while the server asks, and waits until all nodes have it.

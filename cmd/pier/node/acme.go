@@ -5,12 +5,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"time"
 
 	"pier/api"
 	"pier/api/acme"
+	"pier/api/client"
 	"pier/fsm"
 )
 
@@ -39,6 +41,22 @@ func (n *Node) keeper() (*acme.Keeper, error) {
 		}
 	}
 	return acme.New(cfg)
+}
+
+// RenewCertificates has certificates of the ACME server replaced before they are due, and waits for the new ones.
+func (c *control) RenewCertificates(ctx context.Context, r client.RenewRequest) (client.Renewed, error) {
+	keeper, ok := c.node.certs.(*acme.Keeper)
+	if !ok {
+		return client.Renewed{}, refuse(http.StatusConflict, "CONFLICT", errors.New("this node gets no certificates from an ACME server (its setting tls)"))
+	}
+	ends, err := keeper.Renew(ctx, r.Names)
+	switch {
+	case errors.Is(err, acme.ErrNotKept):
+		return client.Renewed{}, refuse(http.StatusNotFound, "NAME_UNKNOWN", err)
+	case errors.Is(err, acme.ErrNotIssued):
+		return client.Renewed{}, refuse(http.StatusBadGateway, "NOT_ISSUED", fmt.Errorf("%w; the nodes try again by themselves, and `pier doctor` says how it goes", err))
+	}
+	return client.Renewed{Ends: ends}, err
 }
 
 // gone tells by gossip whether the node of an order, called as keeper calls nodes, is down or no member any more.
