@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// People are those of the providers. A Caller that they give has name, groups, provider and its generation, and where what it
-// came in with ends, Until. Their errors are an ErrWrongLogin or an ErrNoAnswer.
+// People are those of the providers that check passwords. A Caller that they give has name, groups, provider and its generation.
+// Their errors are an ErrWrongLogin or an ErrNoAnswer.
 type People interface {
 	// Check gives whose the password is: at one provider, or for an empty one at the first that knows the name.
 	Check(ctx context.Context, provider, name, password string) (Caller, error)
@@ -93,13 +93,14 @@ func (l *Logins) ask(ctx context.Context, account, from string, check func() (Ca
 	return who, err
 }
 
-// Again renews a caller that comes with what stands for a password: who is from outside must still be there.
+// Again renews a caller that comes with what stands for a password: whom a directory knows must still be there. Of who came in with
+// OpenID nobody can be asked without the person: such a caller is as before, and ends by Until.
 func (l *Logins) Again(ctx context.Context, d *Directory, c Caller, source string) (Caller, error) {
 	now, ok := d.Renew(c, l.now())
 	if !ok {
 		return Caller{}, ErrWrongLogin
 	}
-	if now.Provider == "" {
+	if !d.providers[now.Provider].Passwords {
 		return now, nil
 	}
 	if err := l.asks.enter(ctx, SourceKey(source)); err != nil {

@@ -372,6 +372,27 @@ func TestAgain(t *testing.T) {
 	}
 }
 
+// Where nobody can be asked, nobody waits for those who are: a directory that hangs has its people's logins.
+func TestAgainWhereNobodyIsAsked(t *testing.T) {
+	l, _, b := withBook(t)
+	d := NewDirectory(true, nil, nil, corp(), Provider{Name: "sso", Generation: 6})
+	for range maxAsks {
+		if err := l.asks.enter(t.Context(), "x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // who waits comes out at once
+	c := Caller{Kind: KindUser, Name: "alice", Groups: []string{"g"}, Provider: "sso", ProviderGeneration: 6, Until: time.Now().Add(time.Hour)}
+	if got, err := l.Again(ctx, d, c, "x"); err != nil || got.Name != "alice" || len(got.Groups) != 1 || !got.Until.Equal(c.Until) || b.heard() != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	c.ProviderGeneration = 5
+	if got, err := l.Again(ctx, d, c, "x"); !errors.Is(err, ErrWrongLogin) {
+		t.Errorf("of other settings: %+v, %v", got, err)
+	}
+}
+
 // What a token says of somebody from outside holds as long as nothing here says otherwise.
 func TestOutsidersAreRenewed(t *testing.T) {
 	now := time.Unix(1_000_000, 0)

@@ -98,15 +98,11 @@ func (p *People) first(ctx context.Context, provider string, q question) (auth.C
 	return auth.Caller{}, auth.ErrWrongLogin
 }
 
-// Again tells whether somebody is still there, with today's groups. Of who came in with OpenID nobody can be asked without the
-// person: such a caller is as before, and ends by Until. It is an auth.People's.
+// Again tells whether somebody is still there, with today's groups. It is an auth.People's.
 func (p *People) Again(ctx context.Context, c auth.Caller) (auth.Caller, error) {
 	found := p.places(c.Provider)
-	switch {
-	case c.Provider == "" || len(found) == 0:
+	if c.Provider == "" || len(found) == 0 || found[0].directory == nil {
 		return auth.Caller{}, auth.ErrWrongLogin
-	case found[0].directory == nil:
-		return c, nil
 	}
 	return found[0].ask(ctx, question{user: c.Name, lookUp: true})
 }
