@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"time"
 
@@ -168,11 +167,19 @@ func (a *API) control(admin bool, do func(r *http.Request) (any, error)) http.Ha
 	}
 }
 
+// maxControl is more than any document of the state has.
+const maxControl = 512 << 10
+
 func readControl(r *http.Request, v any) error {
-	dec := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
+	dec := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxControl))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return refuse(http.StatusBadRequest, "INVALID", "the request's JSON: %v", err)
+	err := dec.Decode(v)
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return fsm.ErrDocumentTooBig
+	case err != nil:
+		return refuse(http.StatusBadRequest, codeInvalid, "the request's JSON: %v", err)
 	}
 	return nil
 }

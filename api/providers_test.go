@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/url"
 	"strings"
@@ -55,6 +56,18 @@ func TestProvidersAreSetByAdministrators(t *testing.T) {
 	f.want(f.order("/access/provider/add", client.ProviderRequest{Provider: corp}), 409, codeConflict)
 	f.want(f.order("/access/provider/add", client.ProviderRequest{Provider: corp, Replace: true}), 200, "")
 	f.want(f.order("/access/provider/add", client.ProviderRequest{Provider: client.Provider{Name: "x"}}), 400, codeInvalid)
+	large := deadProvider(t)
+	for i := range 1000 { // as many groups as may be mapped
+		large.LDAP.Groups.Map[fmt.Sprintf("cn=team-%d,ou=%s,dc=example,dc=org", i, strings.Repeat("unit", 40))] = "dev"
+	}
+	delete(large.LDAP.Groups.Map, "cn=devs,dc=x")
+	large.Name = "large"
+	f.want(f.order("/access/provider/add", client.ProviderRequest{Provider: large}), 200, "")
+	f.want(f.order("/access/provider/remove", client.NameRequest{Name: "large"}), 200, "")
+	large.LDAP.BindPassword = strings.Repeat("x", 100<<10)
+	f.want(f.order("/access/provider/add", client.ProviderRequest{Provider: large}), 413, codeUnsupported)
+	large.LDAP.BindPassword = strings.Repeat("x", 1<<20)
+	f.want(f.order("/access/provider/add", client.ProviderRequest{Provider: large}), 413, codeUnsupported)
 	var said []string
 	for _, n := range f.nodes {
 		got := f.want(f.doOn(n, "GET", "/api/v1/access/providers", nil, "Authorization: "+basic(f, "root")), 200, "")
