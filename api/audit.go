@@ -47,6 +47,7 @@ type Audit struct {
 	logger  *slog.Logger
 	lines   chan client.AuditLine
 	dropped atomic.Uint64
+	faults  rate.Sometimes // that are logged
 
 	mu    sync.Mutex
 	paces map[string]*rate.Limiter // of who is refused, by name; of strangers under none
@@ -62,7 +63,7 @@ type Audit struct {
 func NewAudit(dir string, pulls bool, logger *slog.Logger) *Audit {
 	log := func(name string) *auditLog { return &auditLog{path: filepath.Join(dir, name)} }
 	return &Audit{
-		pulls: pulls, logger: logger, lines: make(chan client.AuditLine, auditQueue), paces: make(map[string]*rate.Limiter), rate: refusedRate, burst: refusedBurst,
+		pulls: pulls, logger: logger, lines: make(chan client.AuditLine, auditQueue), faults: rate.Sometimes{Interval: time.Minute}, paces: make(map[string]*rate.Limiter), rate: refusedRate, burst: refusedBurst,
 		changed: log(auditFile), refused: log(refusedFile), pulled: log(pullsFile),
 	}
 }
@@ -153,9 +154,10 @@ func (a *Audit) write(l client.AuditLine) {
 		err = log.write(append(data, '\n'))
 	}
 	if err != nil {
-		if a.dropped.Add(1) == 1 {
+		a.dropped.Add(1)
+		a.faults.Do(func() {
 			a.logger.Error("the audit log can't be written; lines are dropped and counted in pier_audit_dropped_total", "err", err)
-		}
+		})
 		return
 	}
 	a.written.Store(l.Seq)

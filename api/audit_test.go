@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/base64"
@@ -286,7 +287,8 @@ func BenchmarkAuditEnd(b *testing.B) {
 
 // A log that can't be written holds nobody up, and counts what is lost.
 func TestAuditDropsAndCounts(t *testing.T) {
-	a := NewAudit(filepath.Join(t.TempDir(), "gone"), false, slog.New(slog.DiscardHandler))
+	var log bytes.Buffer
+	a := NewAudit(filepath.Join(t.TempDir(), "gone"), false, slog.New(slog.NewTextHandler(&log, nil)))
 	for range auditQueue + 7 {
 		a.note(client.AuditLine{Action: http.MethodPut})
 	}
@@ -297,5 +299,8 @@ func TestAuditDropsAndCounts(t *testing.T) {
 	cancel()
 	if err := a.Run(ctx); err != nil || a.Dropped() != auditQueue+7 {
 		t.Errorf("%d lines dropped, %v", a.Dropped(), err)
+	}
+	if n := strings.Count(log.String(), "can't be written"); n != 1 {
+		t.Errorf("it is said %d times that the disk takes none: %s", n, log.String())
 	}
 }
