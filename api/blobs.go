@@ -112,7 +112,7 @@ func (a *API) hasPeers() bool {
 
 // keepable lets caches on the way keep what has a digest, unless it was given to somebody in particular.
 func keepable(r *http.Request) string {
-	if r.Header.Get("Authorization") != "" {
+	if r.Header.Get("Authorization") != "" || exchangeOf(r.Context()).caller.Name != "" {
 		return cacheOwn
 	}
 	return cacheForever

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/crypto/bcrypt"
 
 	"pier/api/client"
@@ -209,6 +210,13 @@ func TestCertificateIsItsUser(t *testing.T) {
 	robot, err := c.control.AddRobot(t.Context(), client.RobotRequest{Name: "ci"})
 	c.must(err)
 	c.want(c.ask(c.as(c.ca.issue(robot.Name, nil)), "GET", "/v2/", ""), 200)
+
+	// No cache on the way keeps for others what was given to alice.
+	blob := digest.FromString("alice's own").String()
+	c.want(c.ask(alice, "POST", "/v2/team/app/blobs/uploads/?digest="+blob, "alice's own"), 201)
+	if got := c.ask(alice, "GET", "/v2/team/app/blobs/"+blob, ""); got.StatusCode != 200 || !strings.HasPrefix(got.Header.Get("Cache-Control"), "private") {
+		t.Errorf("%s, Cache-Control %q", got.Status, got.Header.Get("Cache-Control"))
+	}
 
 	// What /token gives for it is that user's, and doesn't stand for a password.
 	got := c.ask(alice, "GET", "/token?service=pier&offline_token=true&scope=repository:team/app:push", "")
