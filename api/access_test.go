@@ -244,12 +244,20 @@ func TestTrustedProxy(t *testing.T) {
 	f.user("root")
 	got := f.do("GET", "/v2/", nil, "X-Forwarded-Host: registry.example", "X-Forwarded-Proto: https")
 	f.wantHeader(got, "WWW-Authenticate: "+`Bearer realm="https://registry.example/token",service="pier"`)
+	// Where proxies stand behind each other, each adds the name by which it was asked: the client's is the first.
+	got = f.do("GET", "/v2/", nil, "X-Forwarded-Host: registry.example, inner.example:5000", "X-Forwarded-Proto: https,http")
+	f.wantHeader(got, "WWW-Authenticate: "+`Bearer realm="https://registry.example/token",service="pier"`)
 	r, err := http.NewRequestWithContext(t.Context(), "GET", "http://x", nil)
 	f.must(r, err)
 	r.RemoteAddr = "127.0.0.1:5"
-	r.Header.Set("X-Forwarded-For", "192.0.2.66, 192.0.2.7, 10.1.2.3")
-	if got := f.nodes[0].api.access.source(r); got != "192.0.2.7" {
-		t.Errorf("the source is %s: what a client says of itself counts", got)
+	for chain, want := range map[string]string{
+		"192.0.2.66, 192.0.2.7, 10.1.2.3": "192.0.2.7", "192.0.2.66:1, 192.0.2.7:5678, 10.1.2.3:80": "192.0.2.7",
+		"2001:db8::66,2001:db8::7": "2001:db8::7", "[2001:db8::7]:5678, 10.1.2.3": "2001:db8::7", "192.0.2.66, nonsense": "127.0.0.1",
+	} {
+		r.Header.Set("X-Forwarded-For", chain)
+		if got := f.nodes[0].api.access.source(r); got != want {
+			t.Errorf("the source of %s is %s, want %s", chain, got, want)
+		}
 	}
 	r.RemoteAddr = "192.0.2.9:5"
 	if got := f.nodes[0].api.access.source(r); got != "192.0.2.9" {

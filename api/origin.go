@@ -17,14 +17,20 @@ func (x *access) origin(r *http.Request) string {
 		scheme = "https"
 	}
 	if x.trusts(r.RemoteAddr) {
-		if s := r.Header.Get("X-Forwarded-Proto"); s == "http" || s == "https" {
+		if s := outermost(r, "X-Forwarded-Proto"); s == "http" || s == "https" {
 			scheme = s
 		}
-		if h := r.Header.Get("X-Forwarded-Host"); h != "" {
+		if h := outermost(r, "X-Forwarded-Host"); h != "" {
 			host = h
 		}
 	}
 	return scheme + "://" + host
+}
+
+// outermost is what the first of several proxies was asked: each adds to the list what it was asked itself.
+func outermost(r *http.Request, header string) string {
+	first, _, _ := strings.Cut(r.Header.Get(header), ",")
+	return strings.TrimSpace(first)
 }
 
 // source is where a request comes from, without a port: the last address that no trusted proxy has.
@@ -35,7 +41,7 @@ func (x *access) source(r *http.Request) string {
 	}
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for i := len(hops) - 1; i >= 0; i-- {
-		ip, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		ip, err := netip.ParseAddr(hostOf(strings.TrimSpace(hops[i]))) // some proxies say the port, too
 		if err != nil {
 			break
 		}
