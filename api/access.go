@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -193,8 +192,7 @@ type proof struct {
 // server keeps nobody else waiting. How many wait there is bounded by Logins.
 func (a *API) prove(r *http.Request) {
 	x := exchangeOf(r.Context())
-	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if x.caller.Kind == auth.KindOperator || !strings.EqualFold(scheme, "Basic") {
+	if x.caller.Kind == auth.KindOperator || !hasScheme(r, "Basic") {
 		return
 	}
 	d, err := a.access.directory()

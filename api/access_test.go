@@ -221,6 +221,8 @@ func TestChallenge(t *testing.T) {
 	pull := f.token(f.nodes[1], "root", "repository:a:pull")
 	got = f.want(f.do("POST", "/v2/a/blobs/uploads/", nil, "Authorization: "+"Bearer "+pull), 401, codeUnauthorized)
 	f.wantHeader(got, "WWW-Authenticate: "+realm+`,scope="repository:a:pull,push",error="insufficient_scope"`)
+	got = f.want(f.do("POST", "/v2/a/blobs/uploads/", nil, "Authorization: "+"bearer "+pull), 401, codeUnauthorized)
+	f.wantHeader(got, "WWW-Authenticate: "+realm+`,scope="repository:a:pull,push",error="insufficient_scope"`)
 	got = f.want(f.do("GET", "/v2/", nil, "Authorization: Bearer x.y.z"), 401, codeUnauthorized)
 	f.wantHeader(got, "WWW-Authenticate: "+realm+`,error="invalid_token"`)
 	for _, bad := range []string{"Basic !!!", "Basic", "Digest x", "", "Bearer", basic(f, "nobody")} {

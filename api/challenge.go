@@ -51,7 +51,7 @@ func (a *API) askToken(r *http.Request, why error, scope string) error {
 	if scope != "" {
 		challenge += ",scope=" + quote(scope)
 	}
-	if strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ") {
+	if hasScheme(r, "Bearer") {
 		if errors.Is(why, errLogin) {
 			challenge += `,error="insufficient_scope"`
 		} else {

@@ -22,11 +22,11 @@ func (x *access) identify(r *http.Request, d *auth.Directory) (auth.Caller, erro
 	if len(given) > 1 {
 		return auth.Caller{}, refuse(http.StatusBadRequest, codeUnauthorized, "the request has %d Authorization headers; one is needed", len(given))
 	}
-	scheme, value, _ := strings.Cut(given[0], " ")
 	switch {
-	case strings.EqualFold(scheme, "Bearer"):
+	case hasScheme(r, "Bearer"):
+		_, value, _ := strings.Cut(given[0], " ")
 		return x.bearer(strings.TrimSpace(value), d)
-	case strings.EqualFold(scheme, "Basic"):
+	case hasScheme(r, "Basic"):
 		name, password, ok := r.BasicAuth()
 		if !ok {
 			return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization header is not NAME:PASSWORD in base64")
@@ -37,6 +37,12 @@ func (x *access) identify(r *http.Request, d *auth.Directory) (auth.Caller, erro
 		return x.login(r, d, name, password)
 	}
 	return auth.Caller{}, refuse(http.StatusUnauthorized, codeUnauthorized, "the Authorization scheme is not known here; Bearer and Basic are")
+}
+
+// hasScheme tells whether a request's credentials are of the scheme, whose name may be in any case.
+func hasScheme(r *http.Request, scheme string) bool {
+	said, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	return strings.EqualFold(said, scheme)
 }
 
 // login takes a password, or what a person or a job has in its place: one of Pier's own refresh tokens, or an ID token.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"pier/api/auth"
@@ -37,7 +36,7 @@ func (a *API) getToken(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " "); strings.EqualFold(scheme, "Bearer") {
+	if hasScheme(r, "Bearer") {
 		return refuse(http.StatusUnauthorized, codeUnauthorized, "a token does not give another one; send a name and a password")
 	}
 	c, err := a.access.identify(r, d)
