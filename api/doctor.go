@@ -176,11 +176,12 @@ func (a *API) checkVersions(nodes []fsm.Node) client.Finding {
 
 // checkProviders tells from which directories this node can let people in.
 func (a *API) checkProviders(ctx context.Context) []client.Finding {
-	if _, err := a.access.directory(); err != nil {
+	people, err := a.access.outsiders()
+	if err != nil {
 		return nil
 	}
 	var out []client.Finding
-	for name, err := range a.access.people.Reach(ctx) {
+	for name, err := range people.Reach(ctx) {
 		f := client.Fine("provider "+name, "all its servers let the bind user in")
 		if err != nil {
 			f.Level, f.Message = client.LevelWarning, oneLine(err.Error())

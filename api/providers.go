@@ -28,16 +28,23 @@ func (x *access) providersOf(documents []fsm.Document) []identity.Provider {
 	return out
 }
 
+// outsiders are the people of the providers of the moment.
+func (x *access) outsiders() (*identity.People, error) {
+	_, err := x.directory()
+	return x.people, err
+}
+
 // getProviders lists the providers as they are set. No secret is in it.
 func (a *API) getProviders(r *http.Request) (any, error) {
 	if err := a.catchUp(r.Context()); err != nil && !errors.Is(err, ErrUnavailable) {
 		return nil, err
 	}
-	if _, err := a.access.directory(); err != nil {
+	people, err := a.access.outsiders()
+	if err != nil {
 		return nil, err
 	}
 	out := []client.Provider{}
-	for _, p := range a.access.people.Providers() {
+	for _, p := range people.Providers() {
 		out = append(out, p.Shown())
 	}
 	return out, nil
@@ -64,10 +71,11 @@ func (a *API) removeProvider(r *http.Request, in client.NameRequest) (any, error
 
 // testProvider tries a login from this node. Who administers the cluster may know why it fails.
 func (a *API) testProvider(r *http.Request, in client.ProviderTest) (any, error) {
-	if _, err := a.access.directory(); err != nil {
+	people, err := a.access.outsiders()
+	if err != nil {
 		return nil, err
 	}
-	report, ok := a.access.people.Try(r.Context(), in)
+	report, ok := people.Try(r.Context(), in)
 	if !ok {
 		return nil, fsm.ErrDocumentUnknown
 	}

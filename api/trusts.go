@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"pier/api/auth"
 	"pier/api/client"
@@ -39,51 +40,58 @@ func (x *access) rulesOf(documents []fsm.Document) []identity.Rule {
 }
 
 // trusted gives the rules of the moment.
-func (x *access) trusted() []identity.Rule {
+func (x *access) trusted() ([]identity.Rule, error) {
+	if _, err := x.directory(); err != nil {
+		return nil, err
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.rules
+	return x.rules, nil
 }
 
 // verdict is what a rule makes of a token.
 type verdict struct {
-	rule  identity.Rule
-	until identity.Claims
-	err   error
+	rule   identity.Rule
+	claims identity.Claims
+	err    error
 }
 
 // judge asks the rules about a token that name its issuer, and of a robot where one is named. A token that no rule is for makes
 // no node ask anybody.
-func (x *access) judge(ctx context.Context, robot, token string) []verdict {
+func (x *access) judge(ctx context.Context, robot, token string) ([]verdict, error) {
 	issuer, ok := identity.IssuerOf(token)
 	if !ok {
-		return nil
+		return nil, nil
+	}
+	rules, err := x.trusted()
+	if err != nil {
+		return nil, err
 	}
 	var out []verdict
 	checked := map[identity.Issuer]verdict{} // what rules have in common is checked once
-	for _, r := range x.trusted() {
+	for _, r := range rules {
 		if r.Issuer != issuer || robot != "" && r.Robot != robot {
 			continue
 		}
 		v, ok := checked[r.From()]
 		if !ok {
-			v.until, v.err = x.issuers.Verify(ctx, r.From(), token)
+			v.claims, v.err = x.issuers.Verify(ctx, r.From(), token)
 			checked[r.From()] = v
 		}
 		v.rule = r
 		if v.err == nil {
-			v.err = r.Admits(v.until)
+			v.err = r.Admits(v.claims)
 		}
 		out = append(out, v)
 	}
-	return out
+	return out, nil
 }
 
 // job gives the robot whose job a token is of; ours is false where no rule could take such a token, whoever made it.
 func (x *access) job(ctx context.Context, d *auth.Directory, robot, token string) (c auth.Caller, ours bool, err error) {
-	verdicts := x.judge(ctx, robot, token)
-	if len(verdicts) == 0 {
-		return auth.Caller{}, false, nil
+	verdicts, err := x.judge(ctx, robot, token)
+	if err != nil || len(verdicts) == 0 {
+		return auth.Caller{}, err != nil, err
 	}
 	for _, v := range verdicts {
 		if v.err != nil {
@@ -92,7 +100,7 @@ func (x *access) job(ctx context.Context, d *auth.Directory, robot, token string
 			}
 			continue
 		}
-		found, ok := d.Job(auth.Rule(v.rule.Name, v.rule.Robot, v.rule.Generation), v.until.Expires, x.cfg.Now())
+		found, ok := d.Job(auth.Rule(v.rule.Name, v.rule.Robot, v.rule.Generation), v.claims.Expires, x.cfg.Now())
 		switch {
 		case !ok:
 			err = refuse(http.StatusUnauthorized, codeUnauthorized, "the robot %s that the ID token stands for is disabled, has expired or is gone", v.rule.Robot)
@@ -135,11 +143,12 @@ func (a *API) getTrusts(r *http.Request) (any, error) {
 	if err := a.catchUp(r.Context()); err != nil && !errors.Is(err, ErrUnavailable) {
 		return nil, err
 	}
-	if _, err := a.access.directory(); err != nil {
+	rules, err := a.access.trusted()
+	if err != nil {
 		return nil, err
 	}
 	out := []client.TrustRule{}
-	for _, rule := range a.access.trusted() {
+	for _, rule := range rules {
 		out = append(out, rule.TrustRule)
 	}
 	return out, nil
@@ -160,8 +169,12 @@ func (a *API) addTrust(r *http.Request, in client.TrustRequest) (any, error) {
 	if p, ok := d.Find(in.Rule.Robot); !ok || p.Kind != auth.KindRobot {
 		return nil, invalid(fmt.Errorf("there is no robot %s; `pier robot add %s --no-secret` makes one", in.Rule.Robot, in.Rule.Robot))
 	}
-	if n := len(a.access.trusted()); n >= maxRules && !in.Replace {
-		return nil, invalid(fmt.Errorf("there are %d trust rules, which is the limit", n))
+	rules, err := a.access.trusted()
+	if err != nil {
+		return nil, err
+	}
+	if known := slices.ContainsFunc(rules, func(r identity.Rule) bool { return r.Name == in.Rule.Name }); len(rules) >= maxRules && !known {
+		return nil, invalid(fmt.Errorf("there are %d trust rules, which is the limit", len(rules)))
 	}
 	body, err := json.Marshal(in.Rule)
 	if err != nil {
@@ -181,10 +194,11 @@ func (a *API) dropTrusts(ctx context.Context, robot string) error {
 	if err := a.catchUp(ctx); err != nil {
 		return err
 	}
-	if _, err := a.access.directory(); err != nil {
+	rules, err := a.access.trusted()
+	if err != nil {
 		return err
 	}
-	for _, rule := range a.access.trusted() {
+	for _, rule := range rules {
 		if rule.Robot != robot {
 			continue
 		}
@@ -198,11 +212,12 @@ func (a *API) dropTrusts(ctx context.Context, robot string) error {
 
 // testTrust tells what the rules make of a token, here and now. Who administers the cluster may know why.
 func (a *API) testTrust(r *http.Request, in client.TrustTest) (any, error) {
-	if _, err := a.access.directory(); err != nil {
+	verdicts, err := a.access.judge(r.Context(), "", in.Token)
+	if err != nil {
 		return nil, err
 	}
 	out := []client.TrustVerdict{}
-	for _, v := range a.access.judge(r.Context(), "", in.Token) {
+	for _, v := range verdicts {
 		to := client.TrustVerdict{Rule: v.rule.Name, Robot: v.rule.Robot, Admits: v.err == nil}
 		if v.err != nil {
 			to.Reason = v.err.Error()
