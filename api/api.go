@@ -183,14 +183,6 @@ func (a *API) Handler() http.Handler { return a.router(false) }
 // Control is the control socket: the same, and the whole control API.
 func (a *API) Control() http.Handler { return a.router(true) }
 
-// Peer answers other nodes that ask for what only this one has: its lines of the audit log, and how it is.
-func (a *API) Peer() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/audit", a.plain("audit", a.ownAudit))
-	mux.Handle("/doctor", a.plain("doctor", a.peerDoctor))
-	return a.observe(mux)
-}
-
 // Relay answers what other nodes relay to this one. A path may keep its leading /relay. It relays nothing on, and doesn't
 // queue: the request has a place at the node that it came to.
 func (a *API) Relay() http.Handler {

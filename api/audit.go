@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -422,17 +421,6 @@ func (a *API) askAudit(ctx context.Context, id fsm.NodeID, query string) (page c
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(id)+"/audit?"+query, nil)
-	if err != nil {
-		return page, err
-	}
-	resp, err := a.cfg.Relay.RoundTrip(req)
-	if err != nil {
-		return page, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return page, fmt.Errorf("the node answers %s", resp.Status)
-	}
-	return page, json.NewDecoder(io.LimitReader(resp.Body, 64<<20)).Decode(&page)
+	err = a.askPeer(ctx, id, "/audit?"+query, &page)
+	return page, err
 }

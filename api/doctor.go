@@ -3,9 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -87,8 +85,8 @@ func (a *API) getDoctor(r *http.Request) (any, error) {
 // examine asks another node how it is, and what time.
 func (a *API) examine(ctx context.Context, n fsm.Node) []client.Finding {
 	asked := a.access.cfg.Now()
-	d, err := a.askDoctor(ctx, n.ID)
-	if err != nil {
+	var d diagnosis
+	if err := a.askPeer(ctx, n.ID, "/doctor", &d); err != nil {
 		a.logger.Warn("a node doesn't say how it is", "peer", n.ID, "request", exchangeOf(ctx).id, "err", err)
 		return []client.Finding{{
 			Node: n.Name, Check: "reach", Level: client.LevelProblem, Message: "it does not answer " + a.cfg.Name,
@@ -96,23 +94,6 @@ func (a *API) examine(ctx context.Context, n fsm.Node) []client.Finding {
 		}}
 	}
 	return append(d.Findings, clocks(n.Name, a.cfg.Name, d.Now, asked, a.access.cfg.Now()))
-}
-
-func (a *API) askDoctor(ctx context.Context, id fsm.NodeID) (diagnosis, error) {
-	var d diagnosis
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(id)+"/doctor", nil)
-	if err != nil {
-		return d, err
-	}
-	resp, err := a.cfg.Relay.RoundTrip(req)
-	if err != nil {
-		return d, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return d, fmt.Errorf("the node answers %s", resp.Status)
-	}
-	return d, json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&d)
 }
 
 // clocks compares what a node said with when it must have said it.
