@@ -35,8 +35,9 @@ func (a *API) ownDiagnosis(ctx context.Context) diagnosis {
 	if a.cfg.Doctor != nil {
 		d.Findings = a.cfg.Doctor(ctx)
 	}
-	d.Findings = append(d.Findings, a.checkProviders(ctx)...)
-	d.Findings = append(d.Findings, a.checkIssuers(ctx)...)
+	outside := append(a.checkProviders(ctx), a.checkIssuers(ctx)...)
+	slices.SortFunc(outside, func(x, y client.Finding) int { return cmp.Compare(x.Check, y.Check) }) // they come in any order
+	d.Findings = append(d.Findings, outside...)
 	for i := range d.Findings {
 		d.Findings[i].Node = a.cfg.Name
 	}

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,24 @@ func (f *fixture) doctor() map[string]string {
 		out[x.Node+" "+x.Check] = x.Level
 	}
 	return out
+}
+
+// What is found is said in the same order each time.
+func TestFindingsAreInOrder(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	for _, name := range []string{"c", "f", "a", "e", "b", "d"} {
+		p := deadProvider(t)
+		p.Name = name
+		f.want(f.order("/access/provider/add", client.ProviderRequest{Provider: p}), 200, "")
+	}
+	var said []string
+	for _, x := range f.nodes[0].api.ownDiagnosis(t.Context()).Findings {
+		said = append(said, x.Check)
+	}
+	if len(said) != 6 || !slices.IsSorted(said) {
+		t.Errorf("%q", said)
+	}
 }
 
 // All nodes say what they find of themselves; one that is silent, and what only shows beside each other, is said by the
