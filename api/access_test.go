@@ -451,6 +451,10 @@ func TestOthersRepositoriesStayHidden(t *testing.T) {
 		f.must(f.nodes[0].log.Propose(f.Context(), fsm.MountBlob{Repo: fsm.Repo(fmt.Sprintf("team/m%d", i)), Digest: secret}))
 		f.must(f.nodes[0].log.Propose(f.Context(), fsm.MountBlob{Repo: fsm.Repo(fmt.Sprintf("secret/m%d", i)), Digest: secret}))
 	}
+	// A full page doesn't tell that something hidden comes behind it.
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.MountBlob{Repo: "zoo", Digest: secret}))
+	f.wantHeader(f.want(f.do("GET", "/v2/_catalog?n=6", nil, "Authorization: "+alice), 200, ""), "Link: ")
+	f.wantHeader(f.want(f.do("GET", "/v2/_catalog?n=5", nil, "Authorization: "+alice), 200, ""), "Link: "+`</v2/_catalog?last=team%2Fm3&n=5>; rel="next"`)
 	var seen []string
 	f.nodes[0].api.maxLooked = 1
 	for path := "/v2/_catalog?n=2"; path != ""; {

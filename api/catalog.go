@@ -59,7 +59,8 @@ func (a *API) shownCursor(after string) string {
 	return after
 }
 
-// visible is a page of what the caller may pull, and the cursor after which the next one begins; empty at the end.
+// visible is a page of what the caller may pull, and the cursor after which the next one begins. That is empty where the caller
+// may see no more, whatever there is.
 func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more string, err error) {
 	repos = []fsm.Repo{}
 	d, err := a.access.directory()
@@ -70,18 +71,19 @@ func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more string, e
 	caller.Limit = nil // a token for the catalog names no repositories
 	after, looked := p.after, 0
 	for p.n > 0 {
-		found, further, err := a.state.Repositories(after, min(p.n, catalogStep))
+		found, further, err := a.state.Repositories(after, min(p.n+1, catalogStep))
 		if err != nil {
 			return nil, "", err
 		}
 		for _, repo := range found {
-			if _, ok := d.Decide(caller, auth.Pull, string(repo)); ok {
-				repos = append(repos, repo)
-			}
 			after = string(repo)
-			if len(repos) == p.n {
-				return repos, moreAfter(repo, found, further), nil
+			if _, ok := d.Decide(caller, auth.Pull, after); !ok {
+				continue
 			}
+			if len(repos) == p.n {
+				return repos, string(repos[p.n-1]), nil
+			}
+			repos = append(repos, repo)
 		}
 		if looked += len(found); !further {
 			return repos, "", nil
@@ -94,11 +96,3 @@ func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more string, e
 }
 
 const catalogStep = 1000
-
-// moreAfter is last, when there are names behind it.
-func moreAfter(last fsm.Repo, found []fsm.Repo, further bool) string {
-	if further || last != found[len(found)-1] {
-		return string(last)
-	}
-	return ""
-}
