@@ -67,8 +67,7 @@ func (a *API) visible(r *http.Request, p page) (repos []fsm.Repo, more string, e
 	if err != nil {
 		return nil, "", err
 	}
-	caller := exchangeOf(r.Context()).caller
-	caller.Limit = nil // a token for the catalog names no repositories
+	caller := exchangeOf(r.Context()).caller.Unlimited() // a token for the catalog names no repositories
 	after, looked := p.after, 0
 	for p.n > 0 {
 		found, further, err := a.state.Repositories(after, min(p.n+1, catalogStep))

@@ -17,8 +17,7 @@ var errNoCertificate error = refuse(http.StatusUnauthorized, codeUnauthorized,
 // and may not is told so; anybody else may try to log in. None of it depends on whether the repository exists.
 func (a *API) turnAway(r *http.Request, d *auth.Directory, n need, rt route) error {
 	c := exchangeOf(r.Context()).caller
-	unlimited := c
-	unlimited.Limit = nil
+	unlimited := c.Unlimited()
 	if _, ok := d.Decide(unlimited, n.right(), string(rt.repo)); !ok && c.Kind != auth.KindAnonymous {
 		if d.MayNotLook(unlimited, n.right(), string(rt.repo)) {
 			return refuse(http.StatusForbidden, codeDenied, "%s may %s only what it may pull; `pier access grant %s pull %s` would give that", c.Name, n.right(), c.Name, rt.repo)

@@ -258,7 +258,13 @@ func TestWhoMayUseTheControlAPI(t *testing.T) {
 	if after, err := s.nodes[0].state.AccessVersion(); err != nil || after != before {
 		t.Errorf("somebody without a right has changed something: %d, %d, %v", before, after, err)
 	}
-	got := s.want(s.do("GET", "/api/v1/access", nil, "Authorization: Bearer "+admin), 200, "")
+	// A token that was made for something else: another one would do.
+	got := s.want(s.do("GET", "/api/v1/access", nil, "Authorization: Bearer "+s.token(s.nodes[0], "root", "repository:a:pull")), 401, codeUnauthorized)
+	if said := got.Header.Get("WWW-Authenticate"); !strings.HasSuffix(said, `,scope="cluster:pier:admin",error="insufficient_scope"`) {
+		t.Errorf("an administrator's other token is asked for by %q", said)
+	}
+	s.want(s.do("GET", "/api/v1/access", nil, "Authorization: Bearer "+s.token(s.nodes[0], "chief", "repository:a:pull")), 403, codeDenied)
+	got = s.want(s.do("GET", "/api/v1/access", nil, "Authorization: Bearer "+admin), 200, "")
 	if strings.Contains(string(got.body), "eve") {
 		t.Errorf("%s", got.body)
 	}

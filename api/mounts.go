@@ -113,8 +113,7 @@ func (a *API) askMore(r *http.Request, rt route, from fsm.Repo) error {
 	if err != nil {
 		return err
 	}
-	c.Limit = nil
-	if !mayMount(d, c, from) {
+	if !mayMount(d, c.Unlimited(), from) {
 		return nil
 	}
 	return a.challenge(r, errLogin, needsPush, rt)

@@ -62,6 +62,12 @@ func Anybody() Caller { return Caller{Kind: KindAnonymous} }
 // Operator is who has the node's own socket.
 func Operator() Caller { return Caller{Kind: KindOperator, Name: "operator"} }
 
+// Unlimited is the caller whatever its token was made for.
+func (c Caller) Unlimited() Caller {
+	c.Limit = nil
+	return c
+}
+
 // Directory is who there is and what they were granted, at one moment. Immutable, so safe for concurrent use.
 type Directory struct {
 	on         bool
