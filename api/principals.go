@@ -117,10 +117,19 @@ func (a *API) change(ctx context.Context, name string, edit func(*fsm.Principal)
 		_, err := a.propose(ctx, fsm.PutPrincipal{Principal: p, Was: was})
 		return err
 	}
-	if len(access.Providers) > 0 {
-		return refuse(http.StatusNotFound, codeNameUnknown, "no user or robot %.80q; whom a provider knows gets a record first: pier user add %.80s --provider NAME", name, name)
+	return a.nobodyCalled(name)
+}
+
+// nobodyCalled says that the state has nobody of the name, and what to do where a provider may.
+func (a *API) nobodyCalled(name string) error {
+	providers, err := a.state.Documents(fsm.KindProvider)
+	if err != nil {
+		return err
 	}
-	return fsm.ErrPrincipalUnknown
+	if len(providers) == 0 {
+		return fsm.ErrPrincipalUnknown
+	}
+	return refuse(http.StatusNotFound, codeNameUnknown, "no user or robot %.80q; whom a provider knows gets a record first: pier user add %.80s --provider NAME", name, name)
 }
 
 func (a *API) changePrincipal(r *http.Request, in client.PrincipalChange) (any, error) {
@@ -254,6 +263,9 @@ func (a *API) addGrant(r *http.Request, in client.Grant) (any, error) {
 		return nil, invalid(err)
 	}
 	_, err = a.propose(r.Context(), fsm.PutGrant{Grant: g})
+	if errors.Is(err, fsm.ErrPrincipalUnknown) {
+		err = a.nobodyCalled(g.Subject)
+	}
 	return struct{}{}, err
 }
 

@@ -109,7 +109,13 @@ func TestRecordsOfOutsiders(t *testing.T) {
 	} {
 		f.want(f.order("/access/user/add", bad), 400, codeInvalid)
 	}
+	for path, in := range map[string]any{"/access/change": client.PrincipalChange{Name: "bob"}, "/access/grant": client.Grant{Subject: "bob", Right: "pull", Pattern: "a"}} {
+		if got := f.want(f.order(path, in), 404, codeNameUnknown); !strings.Contains(string(got.body), "pier user add bob --provider") {
+			t.Errorf("%s: %s", path, got.body)
+		}
+	}
 	f.want(f.order("/access/user/add", client.UserRequest{Name: "bob", Provider: "corp", Groups: []string{"dev"}}), 200, "")
+	f.want(f.order("/access/grant", client.Grant{Subject: "bob", Right: "pull", Pattern: "a"}), 200, "")
 	password := "a password"
 	f.want(f.order("/access/change", client.PrincipalChange{Name: "bob", Password: &password}), 400, codeInvalid)
 	got := f.want(f.do("GET", "/api/v1/access", nil, "Authorization: "+basic(f, "root")), 200, "")
