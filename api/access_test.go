@@ -1,10 +1,13 @@
 package api
 
 import (
+	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -153,6 +156,12 @@ func TestDeletingNeedsPulling(t *testing.T) {
 			}
 		}
 	}
+	if got := f.do("DELETE", "/v2/secret/app/manifests/1", nil, "Authorization: "+broom); !strings.Contains(string(got.body), "only what it may pull") {
+		t.Errorf("who lacks the right to pull is told %s", got.body)
+	}
+	if got := f.do("PUT", "/v2/secret/app/manifests/1", nil, "Authorization: "+broom); !strings.Contains(string(got.body), "has no right to push") {
+		t.Errorf("who lacks the right to push is told %s", got.body)
+	}
 	f.grant("broom", "pull:secret/**")
 	f.want(f.do("DELETE", "/v2/secret/app/manifests/1", nil, "Authorization: "+broom), 202, "")
 }
@@ -238,6 +247,51 @@ func TestChallenge(t *testing.T) {
 	_ = resp.Body.Close()
 	if resp.StatusCode != 400 {
 		t.Errorf("two Authorization headers: %d", resp.StatusCode)
+	}
+}
+
+// Whatever comes in a header stays within its quotes.
+func TestQuote(t *testing.T) {
+	for s, want := range map[string]string{"": `""`, "a b~!": `"a b~!"`, "a\"b": `"ab"`, `a\b`: `"ab"`, "a\r\nb\x00\x1f\x7f": `"ab"`, "über": `"ber"`} {
+		if got := quote(s); got != want {
+			t.Errorf("%q is quoted as %s", s, got)
+		}
+	}
+}
+
+// Only proxies are believed when they say where the client is, and what it came to.
+func TestOrigin(t *testing.T) {
+	proxied := &access{cfg: Access{Proxies: mustPrefixes(t, "10.0.0.0/8", "2001:db8::/32")}}
+	public := &access{cfg: Access{PublicURL: "https://registry.example/"}}
+	for _, x := range []struct {
+		access         *access
+		remote         string
+		tls            bool
+		headers        [3]string // proto, host, for
+		origin, source string
+	}{
+		{proxied, "192.0.2.1:5", false, [3]string{}, "http://here:5000", "192.0.2.1"}, {proxied, "192.0.2.1:5", true, [3]string{}, "https://here:5000", "192.0.2.1"},
+		{proxied, "192.0.2.1:5", false, [3]string{"https", "evil", "192.0.2.7"}, "http://here:5000", "192.0.2.1"},
+		{proxied, "10.0.0.1:5", false, [3]string{"https", "there", "192.0.2.7"}, "https://there", "192.0.2.7"},
+		{proxied, "10.0.0.1:5", true, [3]string{"http", "", ""}, "http://here:5000", "10.0.0.1"}, {proxied, "10.0.0.1:5", true, [3]string{"gopher", "", "x"}, "https://here:5000", "10.0.0.1"},
+		{proxied, "[2001:db8::1]:5", false, [3]string{"", "", "192.0.2.66, junk, 10.0.0.2"}, "http://here:5000", "10.0.0.2"},
+		{proxied, "[::ffff:10.0.0.1]:5", false, [3]string{"", "", "192.0.2.66, 192.0.2.7, 10.0.0.2"}, "http://here:5000", "192.0.2.7"},
+		{proxied, "@", false, [3]string{"https", "evil", "192.0.2.7"}, "http://here:5000", "@"}, {&access{}, "10.0.0.1:5", false, [3]string{"https", "evil", "192.0.2.7"}, "http://here:5000", "10.0.0.1"},
+		{public, "10.0.0.1:5", false, [3]string{"http", "evil", ""}, "https://registry.example", "10.0.0.1"},
+	} {
+		r := httptest.NewRequest("GET", "http://here:5000/v2/", nil)
+		r.RemoteAddr, r.TLS = x.remote, nil
+		if x.tls {
+			r.TLS = &tls.ConnectionState{}
+		}
+		for i, name := range []string{"X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-For"} {
+			if x.headers[i] != "" {
+				r.Header.Set(name, x.headers[i])
+			}
+		}
+		if origin, source := x.access.origin(r), x.access.source(r); origin != x.origin || source != x.source {
+			t.Errorf("%s, TLS %v, %q: %s from %s, want %s from %s", x.remote, x.tls, x.headers, origin, source, x.origin, x.source)
+		}
 	}
 }
 
@@ -441,10 +495,14 @@ func TestOthersRepositoriesStayHidden(t *testing.T) {
 	secret := f.pushBlob(f.nodes[0], "secret/app", randomBytes(100))
 	f.user("root")
 	f.user("alice", "push:team/**")
+	f.user("bob", "push:team/**", "pull:*")
 	alice, root := basic(f, "alice"), basic(f, "root")
 	f.wantHeader(f.want(f.do("GET", "/v2/secret/app/blobs/"+secret.String(), nil, "Authorization: "+root), 200, ""), "Cache-Control: "+cacheOwn)
 	for _, query := range []string{"mount=" + secret.String() + "&from=secret/app", "mount=" + secret.String(), "mount=" + secret.String() + "&from=secret/none"} {
 		f.want(f.do("POST", "/v2/team/app/blobs/uploads/?"+query, nil, "Authorization: "+alice), 202, "")
+	}
+	for _, authorization := range []string{basic(f, "bob"), "Bearer " + f.token(f.nodes[0], "root", "repository:team/app:push")} {
+		f.want(f.do("POST", "/v2/team/app/blobs/uploads/?mount="+secret.String(), nil, "Authorization: "+authorization), 202, "")
 	}
 	f.want(f.do("POST", "/v2/team/app/blobs/uploads/?mount="+secret.String(), nil, "Authorization: "+root), 201, "")
 	for i := range 5 {
@@ -486,6 +544,12 @@ func TestMountAsksForItsSource(t *testing.T) {
 			t.Errorf("the challenge: %s", challenge)
 		}
 	}
+	for _, alone := range []string{"", "&from=team/app", "&from=UPPER"} {
+		got := f.want(f.do("POST", "/v2/team/app/blobs/uploads/?mount="+ours.String()+alone, nil), 401, codeUnauthorized)
+		if challenge := got.Header.Get("WWW-Authenticate"); !strings.Contains(challenge, `scope="repository:team/app:pull,push"`) {
+			t.Errorf("the challenge of a mount%s: %s", alone, challenge)
+		}
+	}
 	token := "Authorization: Bearer " + f.token(f.nodes[0], "alice", "repository:team/base:pull repository:team/app:pull,push", "repository:secret/app:pull")
 	f.want(f.do("POST", mount, nil, token), 201, "")
 	for _, from := range []string{"secret/app", "secret/none", "UPPER"} {
@@ -493,23 +557,72 @@ func TestMountAsksForItsSource(t *testing.T) {
 	}
 }
 
-// Wrong passwords are refused alike, and slow down only who sends them.
+// Wrong passwords are refused alike, and slow down only who sends them: each counts once.
 func TestGuessingOverHTTP(t *testing.T) {
-	f := withAccess(t, 1, nil)
+	now := time.Now()
+	f := withAccess(t, 1, func(c *Config) { c.Access.Now = func() time.Time { return now } })
 	f.user("root")
 	token := f.token(f.nodes[0], "root", "repository:a:pull")
-	slowed := 0
-	for range 12 {
-		got := f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "nobody"))
-		if got.StatusCode == 429 {
-			slowed++
-			if got.Header.Get("Retry-After") == "" {
-				t.Error("who has to wait isn't told how long")
-			}
-		}
+	guess := func() answer { return f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "nobody")) }
+	for range 5 {
+		f.want(guess(), 401, codeUnauthorized)
 	}
-	if slowed == 0 {
-		t.Error("twelve guesses, and none had to wait")
+	if got := f.want(guess(), 429, codeTooManyRequests); got.Header.Get("Retry-After") == "" || got.Header.Get("WWW-Authenticate") != "" {
+		t.Errorf("who has to wait is told %v", got.Header)
 	}
 	f.want(f.do("GET", "/v2/a/tags/list", nil, "Authorization: "+"Bearer "+token), 404, codeNameUnknown)
+}
+
+// What was proven on one state is not what another one says.
+func TestProvenOnAnOldState(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	f.user("alice", "pull:a")
+	a, x := f.nodes[0].api, &exchange{}
+	r := httptest.NewRequest("GET", "/v2/a/tags/list", nil)
+	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	r.Header.Set("Authorization", basic(f, "alice"))
+	a.prove(r)
+	if err := a.admit(r, needsPull, route{repo: "a"}); err != nil || x.proof == nil {
+		t.Fatalf("a right password: %v, %+v", err, x.proof)
+	}
+	known, err := f.nodes[0].state.Access()
+	f.must(known, err)
+	for _, p := range known.Principals {
+		if p.Name == "alice" {
+			p.Disabled = true
+			f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutPrincipal{Principal: p, Was: p.Generation}))
+		}
+	}
+	var refusal *problem
+	if err := a.admit(r, needsPull, route{repo: "a"}); !errors.As(err, &refusal) || refusal.status != 401 {
+		t.Errorf("a right password of who is disabled since: %v", err)
+	}
+}
+
+// The directory is made anew when something changed, and then only.
+func TestDirectoryFollowsTheState(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	x := f.nodes[0].api.access
+	first, err := x.directory()
+	f.must(first, err)
+	if again, err := x.directory(); again != first || err != nil {
+		t.Errorf("nothing has changed, and it is made anew: %v", err)
+	}
+	f.grant("root", "pull:a")
+	if next, err := x.directory(); next == first || err != nil {
+		t.Errorf("a grant more, and it is the same: %v", err)
+	}
+}
+
+// A node that has no keys yet takes passwords, and neither takes tokens nor gives any.
+func TestWithoutKeys(t *testing.T) {
+	f := withAccess(t, 1, func(c *Config) { c.Access.Keys = nil })
+	f.user("root")
+	root := "Authorization: " + basic(f, "root")
+	f.want(f.do("GET", "/v2/", nil, root), 200, "")
+	f.want(f.do("GET", "/v2/", nil, "Authorization: Bearer x.y.z"), 401, codeUnauthorized)
+	f.want(f.do("GET", "/token", nil, root), 404, codeUnsupported)
+	f.want(f.do("POST", "/token", []byte("grant_type=refresh_token&refresh_token=x.y.z"), "Content-Type: application/x-www-form-urlencoded"), 401, codeUnauthorized)
 }

@@ -63,6 +63,18 @@ func TestDeskIsShared(t *testing.T) {
 	if err := desk.enter(t.Context(), "other"); err != nil {
 		t.Errorf("another is kept out: %v", err)
 	}
+	for i := range deskPlaces - deskFromOne - 1 {
+		if err := desk.enter(t.Context(), "other"+strconv.Itoa(i)); err != nil {
+			t.Fatalf("%d are there, and another is kept out: %v", desk.inside, err)
+		}
+	}
+	if err := desk.enter(t.Context(), "one more"); err == nil || desk.inside != deskPlaces || desk.from["one more"] != 0 {
+		t.Errorf("%d are there at once", desk.inside)
+	}
+	desk.leave("other")
+	if err := desk.enter(t.Context(), "one more"); err != nil {
+		t.Errorf("a place is free, and another is kept out: %v", err)
+	}
 	for i := range 3 * deskSources {
 		desk.paceOf(strconv.Itoa(i)).Reserve()
 	}
@@ -129,6 +141,14 @@ func TestGuessersAreHeld(t *testing.T) {
 	if d.hold(t.Context(), "x", time.Minute); time.Since(began) > 30*time.Second || d.inside != deskFromOne {
 		t.Errorf("%d are there", d.inside)
 	}
+}
+
+// Who needn't wait isn't held: neither a right login, nor a wrong one that comes alone.
+func TestOthersAreNotHeld(t *testing.T) {
+	f := withAccess(t, 1, func(c *Config) { c.Access.Hold = time.Hour })
+	f.user("root")
+	f.want(f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "root")), 200, "")
+	f.want(f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "nobody")), 401, codeUnauthorized)
 }
 
 // Who is made to wait, for asking or for guessing too fast, takes no place from those who aren't.

@@ -48,7 +48,7 @@ func hasScheme(r *http.Request, scheme string) bool {
 // login takes a password, or what a person or a job has in its place: one of Pier's own refresh tokens, or an ID token.
 func (x *access) login(r *http.Request, d *auth.Directory, name, password string) (auth.Caller, error) {
 	exchangeOf(r.Context()).claimed = name
-	if c, err := x.ownToken(r, d, name, password); err == nil || !errors.Is(err, auth.ErrTokenInvalid) {
+	if c, err := x.ownToken(r, d, name, password); !errors.Is(err, auth.ErrTokenInvalid) {
 		return c, err
 	}
 	if c, ours, err := x.job(r.Context(), d, name, password); ours {

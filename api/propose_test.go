@@ -98,6 +98,35 @@ func TestMountOfWhatIsHiddenNow(t *testing.T) {
 	f.want(f.doOn(f.nodes[1], "POST", "/v2/team/app/blobs/uploads/?mount="+blob.String()+"&from=secret/app", nil, "Authorization: "+basic(f, "alice")), 202, "")
 }
 
+// Where only the right to push is gone, the right on the source gives nothing.
+func TestMountWithoutPushingNow(t *testing.T) {
+	f := withAccess(t, 2, nil)
+	blob := f.pushBlob(f.nodes[0], "base/app", randomBytes(100))
+	f.user("root")
+	f.user("alice", "push:team/**", "pull:base/**")
+	f.nodes[1].log.set(func(l *nodeLog) { l.lagging = true })
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.DeleteGrant{Grant: fsm.Grant{Subject: "alice", Right: "push", Pattern: "team/**"}}))
+	f.want(f.doOn(f.nodes[1], "POST", "/v2/team/app/blobs/uploads/?mount="+blob.String()+"&from=base/app", nil, "Authorization: "+basic(f, "alice")), 401, codeUnauthorized)
+	f.want(f.do("HEAD", "/v2/team/app/blobs/"+blob.String(), nil, "Authorization: "+basic(f, "root")), 404, "")
+}
+
+// A list is of the state that it is read from: for who is there still, and not for who is gone.
+func TestCatalogOfALaterState(t *testing.T) {
+	f := withAccess(t, 3, nil)
+	f.pushBlob(f.nodes[0], "public/app", randomBytes(100))
+	f.user("root")
+	f.user("alice")
+	f.grant("anonymous", "pull:public/**")
+	alice := "Authorization: " + basic(f, "alice")
+	lag := func(n *testNode) { n.log.set(func(l *nodeLog) { l.lagging = true }) }
+	lag(f.nodes[1])
+	f.user("bob")
+	f.want(f.doOn(f.nodes[1], "GET", "/v2/_catalog", nil, alice), 200, "")
+	lag(f.nodes[2])
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.DeletePrincipal{Name: "alice"}))
+	f.want(f.doOn(f.nodes[2], "GET", "/v2/_catalog", nil, alice), 401, codeUnauthorized)
+}
+
 // A node may say by what it let somebody in; a client may not.
 func TestClientsDontSayWhatLetThemIn(t *testing.T) {
 	f := withAccess(t, 2, nil)
