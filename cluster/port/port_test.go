@@ -151,6 +151,14 @@ func TestEachStrangerIsLoggedOnce(t *testing.T) {
 	if !s.news("somebody else") {
 		t.Error("one stranger's flood hides another for ever")
 	}
+	for i := range 2 * maxStrangers {
+		if later = later.Add(time.Second); !s.news(fmt.Sprint("slow", i)) {
+			t.Errorf("the slow stranger %d isn't told of", i)
+		}
+	}
+	if later = later.Add(time.Hour); len(s.known) != maxStrangers || s.news(fmt.Sprint("slow", maxStrangers)) || !s.news("slow0") {
+		t.Errorf("%d are remembered, and not the last of them", len(s.known))
+	}
 }
 
 func TestJoinIsPinned(t *testing.T) {
@@ -328,7 +336,23 @@ func TestSecretsFile(t *testing.T) {
 	if _, ok := secrets.Find("other"); ok {
 		t.Error("a secret that isn't there is found")
 	}
-	for _, bad := range []string{"", "# nothing\n", "not base64!\n", "c2hvcnQ=\n"} {
+	for text, want := range map[string]int{
+		"# ours\n\n  MDEyMzQ1Njc4OWFiY2RlZg==\r\n#\nMDEyMzQ1Njc4OWFiY2RlZmc=": 2, "MDEyMzQ1Njc4OWFiY2RlZg==": 1,
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := LoadSecrets(path); err != nil || len(got) != want {
+			t.Errorf("%q: %d, %v", text, len(got), err)
+		}
+	}
+	if err := SaveSecrets(filepath.Join(t.TempDir(), "none", "secret"), secrets); err == nil {
+		t.Error("it is written where there is no folder")
+	}
+	if _, err := LoadSecrets(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+	for _, bad := range []string{"", "# nothing\n", "not base64!\n", "c2hvcnQ=\n", "MDEyMzQ1Njc4OWFiY2Rl\n", "MDEyMzQ1Njc4OWFiY2RlZg==!\n"} {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
