@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"pier/api/client"
+	"pier/fsm"
 )
 
 // audits gives each node of a fixture a log that runs as long as the test.
@@ -46,6 +47,8 @@ func TestAudit(t *testing.T) {
 	f.want(f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "nobody")), 401, codeUnauthorized)
 	f.want(f.do("GET", "/v2/", nil), 401, codeUnauthorized)
 	f.want(f.do("GET", "/v2/a/tags/list", nil, "Authorization: "+basic(f, "alice")), 404, codeNameUnknown)
+	f.want(f.do("HEAD", "/v2/a/manifests/1", nil, "Authorization: "+basic(f, "alice")), 404, "")
+	f.want(f.do("GET", "/v2/b/tags/list", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
 	root := f.token(f.nodes[0], "root", "cluster:pier:admin")
 	var page client.AuditPage
 	var lines []client.AuditLine
@@ -56,7 +59,7 @@ func TestAudit(t *testing.T) {
 		lines = page.Lines
 		return got
 	}
-	want := []string{"root POST uploads 202", "alice PUT manifest 403", " GET root 401"}
+	want := []string{"root POST uploads 202", "alice PUT manifest 403", " GET root 401", "alice GET tags 403"}
 	eventually(t, func() error {
 		got := read("")
 		var said []string
@@ -74,10 +77,15 @@ func TestAudit(t *testing.T) {
 	if l := lines[1]; l.Repository != "a" || l.Reference != "1" || l.Address != "127.0.0.1" || l.Request == "" || l.Node != "node-1" {
 		t.Errorf("a refusal: %+v", l)
 	}
-	if read("?principal=alice"); len(lines) != 1 {
-		t.Errorf("alice: %+v", lines)
+	for query, want := range map[string]int{
+		"principal=alice": 2, "principal=alic": 0, "repository=a": 2, "repository=b": 1, "principal=alice&repository=a": 1, "principal=root&repository=b": 0,
+		"since=" + lines[1].Time.Format(time.RFC3339Nano): 2, "since=" + lines[3].Time.Format(time.RFC3339Nano): 0,
+	} {
+		if read("?" + query); len(lines) != want {
+			t.Errorf("%s: %+v", query, lines)
+		}
 	}
-	if read("?limit=1"); len(lines) != 1 || lines[0].Status != 401 {
+	if read("?limit=1"); len(lines) != 1 || lines[0].Status != 403 {
 		t.Errorf("the newest: %+v", lines)
 	}
 	read("") // a wrong login is known by the name that it gave, if somebody has it
@@ -99,13 +107,47 @@ func TestAudit(t *testing.T) {
 	if read("?after=" + url.QueryEscape(page.Next)); len(lines) != 0 {
 		t.Errorf("nothing came since, and %+v did", lines)
 	}
-	if read("?principal=alice"); len(lines) != 3 {
+	if read("?principal=alice"); len(lines) != 4 {
 		t.Errorf("alice, and who would be: %+v", lines)
 	}
 	f.want(f.do("GET", "/api/v1/audit?after=x", nil, "Authorization: Bearer "+root), 400, codeInvalid)
 	f.want(f.do("GET", "/api/v1/audit?limit=x", nil, "Authorization: Bearer "+root), 400, codeInvalid)
 	f.want(f.do("GET", "/api/v1/audit", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
 	f.want(f.do("GET", "/api/v1/audit", nil), 401, codeUnauthorized)
+}
+
+// Pulls are written down where that is wanted, and what another node relays only there.
+func TestAuditOfPulls(t *testing.T) {
+	for _, pulls := range []bool{true, false} {
+		f := withAccess(t, 2, audits(t, pulls))
+		f.user("root")
+		f.user("alice", "push:**")
+		alice := "Authorization: " + basic(f, "alice")
+		content := randomBytes(100)
+		upload := f.want(f.doOn(f.nodes[0], "POST", "/v2/a/blobs/uploads/", nil, alice), 202, "").Header.Get("Location")
+		f.want(f.doOn(f.nodes[1], "PUT", upload+"?digest="+digestOf(content), content, alice), 201, "")
+		f.want(f.do("PUT", "/v2/a/manifests/1", emptyIndex(), alice, "Content-Type: "+fsm.TypeOCIIndex), 201, "")
+		f.want(f.do("GET", "/v2/a/manifests/1", nil, alice), 200, "")
+		f.want(f.do("HEAD", "/v2/a/blobs/"+digestOf(content), nil, alice), 200, "")
+		f.want(f.do("GET", "/v2/a/tags/list", nil, alice), 200, "")
+		f.want(f.do("DELETE", "/v2/a/manifests/1", nil, alice), 403, codeDenied) // the last line
+		want := "0 POST uploads 202, 0 PUT manifest 201, 0 GET manifest 200, 0 HEAD blob 200, 0 DELETE manifest 403, 1 PUT upload 201"
+		if !pulls {
+			want = strings.ReplaceAll(want, "0 GET manifest 200, 0 HEAD blob 200, ", "")
+		}
+		eventually(t, func() error {
+			var said []string
+			for i, n := range f.nodes {
+				for _, l := range everything(t, n.api.cfg.Audit) {
+					said = append(said, fmt.Sprint(i, " ", l.Action, " ", l.Status))
+				}
+			}
+			if got := strings.Join(said, ", "); got != want {
+				return fmt.Errorf("with pulls %v the logs say %s", pulls, got)
+			}
+			return nil
+		})
+	}
 }
 
 // Of many callers that are refused the later ones share a pace.

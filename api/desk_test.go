@@ -241,9 +241,20 @@ func TestProxyHint(t *testing.T) {
 	var log bytes.Buffer
 	f := withAccess(t, 1, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&locked{mu: &mu, w: &log}, nil)) })
 	f.user("root")
-	for range 12 {
-		f.do("GET", "/v2/", nil, "Authorization: "+basic(f, "nobody"), "X-Forwarded-For: 192.0.2.1")
+	guess := func(times int, more ...string) {
+		for range times {
+			f.do("GET", "/v2/", nil, append(more, "Authorization: "+basic(f, "nobody"))...)
+		}
 	}
+	const forwarded = "X-Forwarded-For: 192.0.2.1"
+	guess(1, forwarded) // which nobody slows down yet
+	guess(12)           // and this is of no proxy
+	mu.Lock()
+	if log.Len() != 0 {
+		t.Errorf("without a reason is said %s", log.String())
+	}
+	mu.Unlock()
+	guess(12, forwarded)
 	mu.Lock()
 	defer mu.Unlock()
 	if n := strings.Count(log.String(), "trusted-proxies"); n != 1 {

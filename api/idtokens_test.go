@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -337,6 +338,32 @@ func TestTrustRules(t *testing.T) {
 	}
 	f.want(f.order("/access/trust/test", client.TrustTest{Token: "x"}), 400, codeInvalid)
 	f.want(f.order("/access/trust/test", client.TrustTest{Token: oidc.New(t, nil).Token(time.Now(), nil)}), 400, codeInvalid)
+}
+
+// All rules may have to be compared with a token, so there are no more than so many; one may still take another's place.
+func TestTrustRulesAreBounded(t *testing.T) {
+	f, i := withJobs(t, 1, nil)
+	rule := client.TrustRule{Name: "one-more", Robot: "ci", Issuer: i.Issuer(), Audience: "registry", Claims: []string{"sub=x"}}
+	body, err := json.Marshal(rule)
+	f.must(body, err)
+	for n := range maxRules - 1 {
+		f.must(f.nodes[0].log.Propose(f.Context(), fsm.PutDocument{Document: fsm.Document{Kind: fsm.KindTrust, Name: fmt.Sprint("r", n), Body: body}}))
+	}
+	f.want(f.order("/access/trust/add", client.TrustRequest{Rule: rule}), 400, codeInvalid)
+	rule.Name = "r0"
+	f.want(f.order("/access/trust/add", client.TrustRequest{Rule: rule, Replace: true}), 200, "")
+	f.want(f.order("/access/trust/remove", client.NameRequest{Name: "r0"}), 200, "")
+	f.trust(rule)
+}
+
+// The rules of a robot go with it, and no others.
+func TestRulesGoWithTheirRobot(t *testing.T) {
+	f, i := withJobs(t, 1, nil)
+	f.robot("deploy")
+	f.trust(client.TrustRule{Name: "deploy", Robot: "deploy", Issuer: i.Issuer(), Audience: "registry", Claims: []string{"sub=x"}})
+	f.want(f.order("/access/remove", client.RemovalRequest{Name: "deploy"}), 200, "")
+	f.given(f.postToken(f.nodes[0], exchangeForm(i.Token(time.Now(), nil))))
+	f.want(f.order("/access/trust/remove", client.NameRequest{Name: "deploy"}), 404, codeNameUnknown)
 }
 
 // A rule of a later version lets nobody in here: what is not understood of it may be what keeps somebody out.

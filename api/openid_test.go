@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/oauth2-proxy/mockoidc"
 
 	"pier/api/client"
 	"pier/fsm"
@@ -221,6 +223,47 @@ func TestIDTokensOfPeople(t *testing.T) {
 	got = f.given(f.postToken(f.nodes[0], exchangeForm(token(jwt.MapClaims{"email_verified": true}), "access_type", "offline")))
 	if user, _ := (client.Login{Token: got.RefreshToken}).Whose(); user != "jane@example.org" {
 		t.Error(user)
+	}
+}
+
+// Who says which provider a token or a code is of is asked about that one; a directory is none for either.
+func TestProviderThatIsMeant(t *testing.T) {
+	f, i := withPeople(t, 1, nil)
+	f.provide(i, func(o *client.OIDC) { o.IDTokens = true })
+	directory := deadProvider(t)
+	directory.Name = "directory"
+	f.want(f.order("/access/provider/add", client.ProviderRequest{Provider: directory}), 200, "")
+	token := i.Token(time.Now(), jwt.MapClaims{"aud": i.ClientID, "preferred_username": "jane"})
+	for name, status := range map[string]int{"": 200, "corp": 200, "directory": 401, "other": 401} {
+		form := exchangeForm(token, "provider", name, "subject_token_type", typeJWT, "requested_token_type", typeAccess)
+		if got := f.postToken(f.nodes[0], form); got.StatusCode != status {
+			t.Errorf("a token at %q: %d %s", name, got.StatusCode, got.body)
+		}
+	}
+	f.want(f.do("GET", "/api/v1/login", nil), 200, "") // there is one at which a browser can log in
+	f.want(f.postToken(f.nodes[0], with(f.browser(f.nodes[0]), "provider", "directory")), 404, codeNameUnknown)
+}
+
+// The provider's answer to a code is believed as far as its ID token is good.
+func TestCodeForABadToken(t *testing.T) {
+	f, i := withPeople(t, 1, nil)
+	other := oidc.New(t, nil)
+	other.Rotate() // the library gives all servers the same key
+	claims := jwt.MapClaims{"iss": i.Issuer(), "aud": i.ClientID, "preferred_username": "jane", "nonce": "n"}
+	for name, x := range map[string]struct {
+		by     *oidc.Server
+		change jwt.MapClaims
+		status int
+	}{
+		"good": {i, nil, 200}, "another's key": {other, nil, 401}, "expired": {i, jwt.MapClaims{"exp": time.Now().Add(-time.Minute).Unix()}, 401},
+		"another program's": {i, jwt.MapClaims{"aud": "other"}, 401}, "another login's": {i, jwt.MapClaims{"nonce": "m"}, 401}, "no login's": {i, jwt.MapClaims{"nonce": nil}, 401},
+	} {
+		form, all := f.browser(f.nodes[0]), maps.Clone(claims)
+		maps.Copy(all, x.change)
+		i.Answer(mockoidc.TokenEndpoint, `{"access_token":"x","token_type":"Bearer","id_token":"`+x.by.Token(time.Now(), all)+`"}`)
+		if got := f.postToken(f.nodes[0], form); got.StatusCode != x.status {
+			t.Errorf("%s: %d %s", name, got.StatusCode, got.body)
+		}
 	}
 }
 

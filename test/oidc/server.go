@@ -71,6 +71,7 @@ func (s *Server) between(next http.Handler) http.Handler {
 			return
 		}
 		if answer != "" {
+			w.Header().Set("Content-Type", "application/json")
 			_, _ = w.Write([]byte(answer))
 			return
 		}
