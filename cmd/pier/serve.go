@@ -33,7 +33,7 @@ func newServe() *cobra.Command {
 			return err
 		}
 		logger.Info("serving", "url", n.URL(), "node", n.ID(), "name", cfg.Name, "cluster", n.ClusterAddress(), "data", cfg.DataDir, "version", versionText())
-		if open, ok := n.Exposure(); ok {
+		if open := n.Exposure(); open != "" {
 			logger.Warn(open, "listen", cfg.Listen)
 		}
 		return n.Run(cmd.Context())

@@ -59,11 +59,11 @@ func (d *doctor) membership() client.Finding {
 
 func (d *doctor) exposure() client.Finding {
 	const check = "exposure"
-	said, exposed := d.node.Exposure()
-	if !exposed {
+	said, remedy := d.node.exposure()
+	if said == "" {
 		return client.Fine(check, "nobody from elsewhere comes in without a login, and no password travels in the open")
 	}
-	return problemOf(check, said, "`pier user add` makes the first user and closes the registry; --tls auto encrypts; --listen 127.0.0.1:5000 keeps others out")
+	return problemOf(check, said, remedy)
 }
 
 func (d *doctor) certificate() client.Finding {

@@ -25,6 +25,14 @@ type frontDoor struct {
 	handler atomic.Pointer[http.Handler]
 }
 
+// otherwise says which setting names another address, where one is taken.
+func otherwise(err error, setting string) string {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return "; end what uses it, or choose another with --" + setting
+	}
+	return ""
+}
+
 func newFrontDoor(lis net.Listener, logger *slog.Logger) *frontDoor {
 	d := &frontDoor{lis: lis}
 	d.server = api.NewServer(http.HandlerFunc(d.dispatch), logger)

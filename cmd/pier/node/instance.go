@@ -72,7 +72,7 @@ func (i *instance) build(n *Node) error {
 	guard := &guard{}
 	i.cluster, err = cluster.New(i.clusterConfig(n, secrets, peers), i.state, records, guard)
 	if err != nil {
-		return fmt.Errorf("set up the cluster: %w", err)
+		return fmt.Errorf("set up the cluster: %w%s", err, otherwise(err, "cluster-listen"))
 	}
 	if err := dropFormer(n.cfg.DataDir, i.cluster.ID(), i.store); err != nil {
 		return err
@@ -118,7 +118,7 @@ func (i *instance) clusterConfig(n *Node, secrets port.Secrets, peers http.Handl
 func (i *instance) apiConfig(n *Node) api.Config {
 	cfg := api.Config{
 		Node: fsm.NodeID(i.cluster.ID()), Name: n.cfg.Name, Version: n.opts.Version, Relay: i.cluster.Transport(),
-		Alive: i.alive, Figures: i.apiFigures, Exposure: n.firstWarning, Doctor: (&doctor{node: n, inst: i}).examine, MetricsOpen: n.cfg.Access.MetricsOpen, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
+		Alive: i.alive, Figures: i.apiFigures, Exposure: n.Exposure, Doctor: (&doctor{node: n, inst: i}).examine, MetricsOpen: n.cfg.Access.MetricsOpen, Ready: i.ready, MaxInFlight: n.cfg.MaxInFlight, Logger: n.logger,
 		RelayWait: n.opts.Tuning.AwayWait, HolderWait: n.opts.Tuning.AwayWait,
 		Audit: i.audit, Access: api.Access{
 			Keys: i.keys.Load, PublicURL: n.cfg.Access.PublicURL, Proxies: n.cfg.Access.proxies(), Clients: n.clients,

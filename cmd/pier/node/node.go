@@ -123,7 +123,7 @@ func (n *Node) open() error {
 	n.lock = lock
 	lis, err := net.Listen("tcp", n.cfg.Listen)
 	if err != nil {
-		return fmt.Errorf("listen for clients: %w", err)
+		return fmt.Errorf("listen for clients: %w%s", err, otherwise(err, "listen"))
 	}
 	n.public = newFrontDoor(lis, n.logger)
 	if err := n.openSocket(); err != nil {

@@ -21,7 +21,7 @@ func (n *Node) openPlain() error {
 	}
 	lis, err := net.Listen("tcp", n.cfg.Access.HTTPListen)
 	if err != nil {
-		return fmt.Errorf("listen for HTTP: %w", err)
+		return fmt.Errorf("listen for HTTP: %w%s", err, otherwise(err, "http-listen"))
 	}
 	_, port, _ := net.SplitHostPort(n.public.address()) // an address of a listener
 	sign := api.Signpost{PublicURL: n.cfg.Access.PublicURL, Port: port, Covers: n.certs.Covers}

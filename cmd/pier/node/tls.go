@@ -123,32 +123,30 @@ func (n *Node) guarded(state *fsm.State) error {
 	return fmt.Errorf("access control is on and %s is reachable from elsewhere without TLS, so passwords could be read on the way: use --tls auto (or --tls-cert), listen on loopback, or say --insecure-http", n.cfg.Listen)
 }
 
-// Exposure says what anybody who reaches this node from elsewhere can do; false when there is nothing to say.
-func (n *Node) Exposure() (string, bool) {
+// Exposure says what anybody who reaches this node from elsewhere can do; empty when that is nothing.
+func (n *Node) Exposure() string {
+	said, _ := n.exposure()
+	return said
+}
+
+func (n *Node) exposure() (said, remedy string) {
 	access, err := n.instance().state.Access()
 	switch {
 	case isLoopback(n.cfg.Listen) || err != nil:
-		return "", false
 	case n.closed(access) && n.secure():
-		return "", false
-	case n.closed(access):
-		return "PASSWORDS TRAVEL IN THE OPEN: the registry listens beyond this machine without TLS", true
+	case n.closed(access) && n.cfg.Access.InsecureHTTP:
+		return "PASSWORDS TRAVEL IN THE OPEN: the registry listens beyond this machine without TLS", "--tls auto encrypts"
+	case n.closed(access): // since it started: it wouldn't have, else
+		return "PASSWORDS TRAVEL IN THE OPEN: the registry listens beyond this machine without TLS; the next start is refused without --tls auto, --tls-cert or --insecure-http",
+			"start it with --tls auto, and change the passwords that were used meanwhile"
 	case n.secure():
-		return "THE REGISTRY IS OPEN: it listens beyond this machine without access control; everybody who reaches it can push and delete (pier user add)", true
+		return "THE REGISTRY IS OPEN: it listens beyond this machine without access control; everybody who reaches it can push and delete",
+			"`pier user add` makes the first user and closes the registry; --listen 127.0.0.1:5000 keeps others out"
+	default:
+		return "THE REGISTRY IS OPEN: it listens beyond this machine, without access control and without TLS; everybody who reaches it can push and delete",
+			"start the nodes with --tls auto, then `pier user add` makes the first user and closes the registry; or --listen 127.0.0.1:5000 keeps others out"
 	}
-	return "THE REGISTRY IS OPEN: it listens beyond this machine, without access control and without TLS; everybody who reaches it can push and delete", true
-}
-
-// firstWarning is what whoever turns access control on has to know of this node.
-func (n *Node) firstWarning() string {
-	said, exposed := n.Exposure()
-	if !exposed {
-		return ""
-	}
-	if !n.cfg.Access.InsecureHTTP {
-		said += "; the next start is refused without --tls auto, --tls-cert or --insecure-http"
-	}
-	return said
+	return "", ""
 }
 
 // closed tells whether access control is in force, or about to be.
