@@ -205,7 +205,7 @@ func TestLoginInABrowserFails(t *testing.T) {
 		"for --oidc":         {"login", "--server", server, "corp"},
 		"there is no login":  {"token", "--server", server},
 		"in the open":        {"login", "--server", "http://registry.example", "--oidc"},
-		"accepts at most 1":  {"login", "--server", server, "--oidc", "a", "b"},
+		"want pier login":    {"login", "--server", server, "--oidc", "a", "b"},
 	} {
 		out.Reset()
 		if code := run(t.Context(), args, &out, &out); code == 0 || !strings.Contains(out.String(), want) {

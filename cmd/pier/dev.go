@@ -219,6 +219,6 @@ func announce(ctx context.Context, cmd *cobra.Command, nodes []*node.Node) error
 		fmt.Fprintln(out, "  "+n.URL())
 	}
 	first, last := nodes[0].Address(), nodes[len(nodes)-1].Address()
-	fmt.Fprintf(out, "\n%s\n  printf 'FROM scratch\\nLABEL from=pier\\n' | docker build -q -t %s/hello:1 - && docker push %s/hello:1 && docker pull %s/hello:1\n\nCtrl-C stops them.\n", push, first, first, last)
+	fmt.Fprintf(out, "\n%s\n  printf 'FROM scratch\\nLABEL from=pier\\n' | docker build -q -t %s/hello:1 - && docker push %s/hello:1 && docker pull %s/hello:1\n\nSee who is in:\n  pier cluster status --server %s\n\nCtrl-C stops them.\n", push, first, first, last, first)
 	return nil
 }

@@ -113,10 +113,18 @@ func group(cmd *cobra.Command) {
 func strict(cmd *cobra.Command) {
 	if args := cmd.Args; args != nil {
 		cmd.Args = func(cmd *cobra.Command, given []string) error {
-			if err := args(cmd, given); err != nil {
-				return &exitError{exitUsage, err.Error() + " (--help shows what there is)"}
+			err := args(cmd, given)
+			if err == nil {
+				return nil
 			}
-			return nil
+			text := err.Error()
+			if !cmd.HasSubCommands() { // cobra counts arguments, or takes one for a command
+				text = "want " + cmd.UseLine()
+				if len(given) > 0 {
+					text += fmt.Sprintf(", not %q", strings.Join(given, " "))
+				}
+			}
+			return &exitError{exitUsage, text + " (--help shows what there is)"}
 		}
 	}
 	for _, sub := range cmd.Commands() {
