@@ -66,7 +66,7 @@ cross: ## build for linux and darwin, amd64 and arm64, without cgo, into bin/
 
 .PHONY: image
 image: ## build the container image "pier" from the local Go toolchain, without any base image
-	rm -rf .build/image && mkdir -p -m 0700 .build/image/data .build/image/secret
+	rm -rf .build/image && mkdir -p -m 0700 .build/image/root/data .build/image/root/secret
 	CGO_ENABLED=0 GOOS=linux go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o .build/image/pier ./cmd/pier
 	@for f in "$$SSL_CERT_FILE" /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem; do \
 		if [ -s "$$f" ]; then cp -L "$$f" .build/image/ca-certificates.crt && chmod 0644 .build/image/ca-certificates.crt && break; fi; done

@@ -53,6 +53,11 @@ func TestClassicSteps(t *testing.T) {
 	if out := docker(t, "exec", name, "pier", "cluster", "status"); !strings.Contains(out, "leader") {
 		t.Errorf("cluster status prints %q", out)
 	}
+	// In an image without a shell nobody could mend who may look into the data.
+	out, err := try("", nil, "docker", "exec", name, "pier", "doctor", "--all") // which exits with 3: the registry is open
+	if !strings.Contains(out, "the data directory is for its user alone") {
+		t.Errorf("the doctor says %s (%v)", out, err)
+	}
 }
 
 func get(url string) (string, error) {
