@@ -27,7 +27,7 @@ test: ## run the tests
 
 .PHONY: race
 race: ## run the tests with the race detector
-	go test -race ./...
+	.ci/race ./...
 
 .PHONY: check
 check: lint test ## what must pass before a commit: format, vet, staticcheck, tests

@@ -33,9 +33,12 @@ func TestMain(m *testing.M) {
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir:   "testdata/script",
-		Setup: setPorts,
-		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": setURL, "await-file": awaitFile, "certificates": certificates},
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // else the detector gives each command another second
+			return setPorts(e)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"code": exitCode, "await": await, "url": setURL, "await-file": awaitFile, "certificates": certificates},
 	})
 }
 
