@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"pier/api"
@@ -36,6 +37,56 @@ func TestFirstUserWaitsForTheCluster(t *testing.T) {
 	}
 	if a, err := n.State().Access(); err != nil || len(a.Principals) != 1 || !a.On {
 		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// The first user is made once: not where access was decided, and by one of all nodes that are told to.
+func TestFirstUserIsMadeOnce(t *testing.T) {
+	n := run(t, func(*Config) {})
+	told, inst := toldOf(t, n), n.instance()
+	for _, err := range []error{fsm.ErrPrincipalExists, nil} {
+		log := &hesitant{Log: inst.log}
+		if err != nil {
+			log.refusals = []error{err} // another node was quicker
+		}
+		if err := told.firstUser(t.Context(), inst, log); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, set := range []string{fsm.AccessOn, fsm.AccessOpen} {
+		if _, err := inst.log.Propose(t.Context(), fsm.SetSetting{Key: fsm.SettingAccess, Value: set}); err != nil {
+			t.Fatal(err)
+		}
+		told.cfg.Access.AdminUser = "late"
+		if err := told.firstUser(t.Context(), inst, inst.log); err != nil {
+			t.Error(err)
+		}
+		if a, err := n.State().Access(); err != nil || len(a.Principals) != 1 {
+			t.Errorf("access is %s, and somebody was made: %+v, %v", set, a.Principals, err)
+		}
+	}
+}
+
+// What keeps the first user from being made ends the node, which says why.
+func TestFirstUserThatIsNone(t *testing.T) {
+	n := run(t, func(*Config) {})
+	for want, edit := range map[string]func(a *AccessConfig){
+		"admin-password-file": func(a *AccessConfig) { a.AdminPasswordFile += ".none" },
+		"admin-user: name":    func(a *AccessConfig) { a.AdminUser = "a b" },
+		"admin-user: a passw": func(a *AccessConfig) {
+			if err := os.WriteFile(a.AdminPasswordFile, []byte("short\r\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		told := toldOf(t, n)
+		edit(&told.cfg.Access)
+		if err := told.firstUser(t.Context(), n.instance(), n.instance().log); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	if a, err := n.State().Access(); err != nil || len(a.Principals) != 0 || a.On {
+		t.Errorf("somebody was made: %+v, %v", a, err)
 	}
 }
 

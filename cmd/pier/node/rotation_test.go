@@ -2,6 +2,7 @@ package node
 
 import (
 	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -65,5 +66,39 @@ func TestDoctorLooksAtTheRotation(t *testing.T) {
 	s, err := client.New(client.Options{Socket: filepath.Join(dir, SocketName)}).RotateSecret(t.Context(), client.RotateSecretRequest{})
 	if err != nil || len(s.Secrets) != 2 {
 		t.Errorf("a rotation after one that was lost: %+v, %v", s, err)
+	}
+}
+
+// All are waited for while a step needs them, and while old secrets are kept only once one has reached its end.
+func TestRotationWaitsForAll(t *testing.T) {
+	now := time.UnixMilli(1_000_000)
+	secret := func(until int64) cluster.Rotation {
+		return cluster.Rotation{Step: cluster.StepKeep, Secrets: []cluster.WantedSecret{{Fingerprint: "new"}, {Fingerprint: "old", Until: until}}}
+	}
+	for _, x := range []struct {
+		r    cluster.Rotation
+		want bool
+	}{
+		{cluster.Rotation{Step: cluster.StepAdd}, true}, {cluster.Rotation{Step: cluster.StepRoll}, true}, {cluster.Rotation{Step: cluster.StepDrop}, true}, {cluster.Rotation{Step: cluster.StepDone}, false},
+		{cluster.Rotation{}, false}, {secret(0), false}, {secret(1_000_001), false}, {secret(1_000_000), true}, {secret(1), true},
+	} {
+		if waits(x.r, now) != x.want {
+			t.Errorf("%+v waits for all: %v", x.r, !x.want)
+		}
+	}
+	if moment(0) != nil || !moment(1_000_000).Equal(now) {
+		t.Error("a time is another")
+	}
+}
+
+// What a rotation refuses is the caller's to change, and a conflict; other faults are the cluster's.
+func TestRotationRefuses(t *testing.T) {
+	for _, err := range []error{&cluster.NotReadyError{}, cluster.ErrRotating, cluster.ErrSecretAlone, cluster.ErrSecretsDiffer, cluster.ErrTooManySecrets, cluster.ErrRotationChanged} {
+		if !refusesRotation(fmt.Errorf("x: %w", err)) {
+			t.Errorf("%v is no refusal", err)
+		}
+	}
+	if refusesRotation(cluster.ErrNotMember) || refusesRotation(nil) {
+		t.Error("every fault is a refusal")
 	}
 }
