@@ -32,9 +32,11 @@ type house struct {
 	nodes   []*member
 
 	raftTimeout time.Duration
+	// cfg changes the settings of all nodes, before their own.
+	cfg func(*Config)
 	// proposing is called before a step of a rotation is proposed, proposed after.
-	proposing atomic.Pointer[func(by *member, next Rotation) error]
-	proposed  atomic.Pointer[func(by *member, next Rotation)]
+	proposing atomic.Pointer[func(next Rotation) error]
+	proposed  atomic.Pointer[func(next Rotation)]
 }
 
 func newHouse(t testing.TB) *house {
@@ -108,13 +110,18 @@ func (h *house) expecting(n int) []*member {
 func (h *house) formed(n int) []*member {
 	h.t.Helper()
 	out := h.expecting(n)
-	for _, m := range out {
+	startAll(out...)
+	return out
+}
+
+// startAll starts nodes and waits until all are ready.
+func startAll(nodes ...*member) {
+	for _, m := range nodes {
 		m.start()
 	}
-	for _, m := range out {
+	for _, m := range nodes {
 		m.ready()
 	}
-	return out
 }
 
 func (m *member) config() Config {
@@ -133,8 +140,10 @@ func (m *member) config() Config {
 			}
 		},
 	}
-	if m.cfg != nil {
-		m.cfg(&cfg)
+	for _, edit := range []func(*Config){m.house.cfg, m.cfg} {
+		if edit != nil {
+			edit(&cfg)
+		}
 	}
 	if stored, err := port.LoadSecrets(m.secretFile(cfg)); err == nil {
 		cfg.Secrets = stored

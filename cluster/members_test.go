@@ -516,12 +516,7 @@ func TestARemovedNodeIsNoNewcomer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, m := range rest {
-		m.start()
-	}
-	for _, m := range rest {
-		m.ready()
-	}
+	startAll(rest...)
 	gone.address = freeAddress(t)
 	gone.start()
 	eventually(t, func() error {

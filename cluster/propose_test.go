@@ -215,15 +215,8 @@ func TestAMinorityRefuses(t *testing.T) {
 // A node that was away for longer than the log reaches gets the state itself.
 func TestANodeBehindTheLogCatchesUp(t *testing.T) {
 	h := newHouse(t)
-	nodes := h.expecting(3)
-	for _, m := range nodes {
-		edit := m.cfg
-		m.cfg = func(c *Config) { edit(c); c.TrailingLogs, c.SnapshotThreshold = 10, 20 }
-		m.start()
-	}
-	for _, m := range nodes {
-		m.ready()
-	}
+	h.cfg = func(c *Config) { c.TrailingLogs, c.SnapshotThreshold = 10, 20 }
+	nodes := h.formed(3)
 	away := others(nodes, leader(t, nodes))[0]
 	away.kill()
 	rest := others(nodes, away)

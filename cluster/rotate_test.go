@@ -17,21 +17,14 @@ import (
 	"pier/cluster/port"
 )
 
-// hasty drops old secrets soon after all use the new one.
-func hasty(c *Config) { c.SecretGrace = 300 * time.Millisecond }
+// hasty is how soon old secrets are dropped when all use the new one.
+const hasty = 300 * time.Millisecond
 
 // hastily forms a cluster of n whose rotations end soon.
 func (h *house) hastily(n int) []*member {
 	h.t.Helper()
-	out := h.expecting(n)
-	for _, m := range out {
-		form := m.cfg
-		m.cfg = func(c *Config) { form(c); hasty(c) }
-		m.start()
-	}
-	for _, m := range out {
-		m.ready()
-	}
+	h.cfg = func(c *Config) { c.SecretGrace = hasty }
+	out := h.formed(n)
 	h.settled(out)
 	return out
 }
@@ -139,12 +132,7 @@ func TestTheSecretRotatesUnderLoad(t *testing.T) {
 	for _, m := range nodes {
 		m.stop()
 	}
-	for _, m := range nodes {
-		m.start()
-	}
-	for _, m := range nodes {
-		m.ready()
-	}
+	startAll(nodes...)
 	nodes[1].mustPut("after", "all")
 }
 
@@ -243,7 +231,7 @@ func TestRotationWaitsForWhoIsAway(t *testing.T) {
 				leave, back = func() { h.net.cut([]*member{away}, rest) }, h.net.heal
 			}
 			var once sync.Once
-			proposing := func(_ *member, next Rotation) error {
+			proposing := func(next Rotation) error {
 				if next.Step == step {
 					once.Do(leave)
 				}
@@ -282,7 +270,7 @@ func TestRotationGoesOnWithoutWhoWasRemoved(t *testing.T) {
 	rest := others(nodes, gone)
 	id := gone.cluster.ID()
 	var once sync.Once
-	proposing := func(*member, Rotation) error {
+	proposing := func(Rotation) error {
 		once.Do(gone.kill)
 		return nil
 	}
@@ -312,7 +300,7 @@ func TestRotationOutlivesItsLeader(t *testing.T) {
 			by := others(nodes, leader(t, nodes))[0]
 			died := make(chan *member, 1)
 			var once sync.Once
-			proposed := func(_ *member, next Rotation) {
+			proposed := func(next Rotation) {
 				if next.Step != step {
 					return
 				}
@@ -329,7 +317,7 @@ func TestRotationOutlivesItsLeader(t *testing.T) {
 				t.Fatal(err)
 			}
 			old := <-died
-			by.mustPut("without", "it")
+			others(nodes, old)[0].mustPut("without", "it")
 			old.start()
 			old.ready()
 			h.replaced(nodes, h.secrets[0])
@@ -344,7 +332,7 @@ func TestRotationOutlivesWhoBeganIt(t *testing.T) {
 	nodes := h.hastily(3)
 	by := others(nodes, leader(t, nodes))[0]
 	rest := others(nodes, by)
-	proposing := func(*member, Rotation) error {
+	proposing := func(Rotation) error {
 		h.net.cutOneWay(rest, []*member{by}) // it can still propose, and nobody fetches anything from it
 		return nil
 	}
@@ -377,7 +365,7 @@ func TestRotationThatNeverBegan(t *testing.T) {
 	nodes := h.hastily(3)
 	by := nodes[1]
 	crash := errors.New("the power went")
-	proposing := func(*member, Rotation) error { return crash }
+	proposing := func(Rotation) error { return crash }
 	h.proposing.Store(&proposing)
 	if err := by.rotate(0); !errors.Is(err, crash) {
 		t.Fatal(err)
@@ -433,20 +421,12 @@ func TestRotationWhoseSecretIsLost(t *testing.T) {
 func TestRotationNeedsFilesThatCanBeReplaced(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
-	nodes := h.expecting(3)
-	for i, m := range nodes {
-		form := m.cfg
-		m.cfg = func(c *Config) {
-			form(c)
-			if i == 1 {
-				c.SecretFile = filepath.Join(m.dir, "nowhere", "secret")
-			}
+	h.cfg = func(c *Config) {
+		if c.Name == "n2" {
+			c.SecretFile = filepath.Join(c.DataDir, "nowhere", "secret")
 		}
-		m.start()
 	}
-	for _, m := range nodes {
-		m.ready()
-	}
+	nodes := h.formed(3)
 	h.settled(nodes)
 	err := nodes[0].rotate(0)
 	var no *NotReadyError
@@ -466,15 +446,8 @@ func TestRotationWithOneFileForAll(t *testing.T) {
 	if err := port.SaveSecrets(file, h.secrets); err != nil {
 		t.Fatal(err)
 	}
-	nodes := h.expecting(3)
-	for _, m := range nodes {
-		form := m.cfg
-		m.cfg = func(c *Config) { form(c); hasty(c); c.SecretFile = file }
-		m.start()
-	}
-	for _, m := range nodes {
-		m.ready()
-	}
+	h.cfg = func(c *Config) { c.SecretGrace, c.SecretFile = hasty, file }
+	nodes := h.formed(3)
 	h.settled(nodes)
 	if err := nodes[2].rotate(0); err != nil {
 		t.Fatal(err)
@@ -496,7 +469,7 @@ func TestInvitesEndWithTheSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	var once sync.Once
-	proposing := func(*member, Rotation) error {
+	proposing := func(Rotation) error {
 		once.Do(away.kill)
 		return nil
 	}
@@ -505,7 +478,7 @@ func TestInvitesEndWithTheSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	reached(t, StepAdd, rest...)
-	guest := h.add(hasty)
+	guest := h.add(nil)
 	if err := guest.use(token); !errors.Is(err, ErrRotating) {
 		t.Fatalf("an invite from before, while the secret is replaced: %v", err)
 	}
@@ -513,7 +486,7 @@ func TestInvitesEndWithTheSecret(t *testing.T) {
 		t.Fatalf("an invite while the secret is replaced: %v", err)
 	}
 	// Who has the old secret alone is told to wait; who has all is taken in, and waited for.
-	late := h.add(func(c *Config) { c.Join = []string{ldr.address}; hasty(c) })
+	late := h.add(func(c *Config) { c.Join = []string{ldr.address} })
 	late.start()
 	err = ldr.cluster.takeIn(ctx, late.cluster.newcomer())
 	if !errors.Is(err, ErrRotating) {

@@ -342,13 +342,13 @@ func (r *mapRecords) Rotation() (Rotation, uint64, error) {
 }
 func (r *mapRecords) PutRotation(ctx context.Context, next Rotation, was uint64) error {
 	if h := r.member.house.proposing.Load(); h != nil {
-		if err := (*h)(r.member, next); err != nil {
+		if err := (*h)(next); err != nil {
 			return err
 		}
 	}
 	err := r.do(ctx, command{Op: "rotation", Rotation: next, Was: was})
-	if h := r.member.house.proposed.Load(); h != nil && err == nil {
-		(*h)(r.member, next)
+	if h := r.member.house.proposed.Load(); h != nil { // a step may have been taken though its proposer heard of no answer
+		(*h)(next)
 	}
 	return err
 }
