@@ -34,15 +34,15 @@ func (c *Cluster) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, erro
 	if err := c.waitBooted(ctx); err != nil {
 		return nil, 0, err
 	}
+	if ctx.Value(hereKey{}) != nil {
+		return c.applyHere(ctx, cmd) // Raft refuses it where this node doesn't lead
+	}
 	pause := retryPause
 	var last error
 	for {
 		changed := c.newLeader.wait()
 		if c.isRemoved() {
 			return nil, 0, ErrNotMember
-		}
-		if ctx.Value(hereKey{}) != nil && !c.leading() {
-			return nil, 0, errNotLeader
 		}
 		answer, index, err := c.proposeOnce(ctx, cmd)
 		if err == nil {
@@ -51,7 +51,7 @@ func (c *Cluster) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, erro
 			_ = c.state.WaitApplied(wait, index) // it is committed: a slow local state doesn't make it undone
 			return answer, index, nil
 		}
-		if last = err; errors.Is(err, ErrNotMember) || ctx.Value(hereKey{}) != nil {
+		if last = err; errors.Is(err, ErrNotMember) {
 			return nil, 0, err
 		}
 		select {
