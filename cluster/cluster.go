@@ -56,10 +56,10 @@ type Cluster struct {
 	removing  chan struct{} // and one: one removal at a time, with what is checked before it
 	dead      *deaths
 
-	mu        sync.Mutex
-	identity  identity
-	removed   bool // by the others' word
-	complaint string
+	mu         sync.Mutex
+	identity   identity
+	removed    bool // by the others' word
+	complaints map[string]string
 }
 
 // New opens the identity, the log and the port, so that Addr is known; nothing runs yet. Each New is a new boot.
@@ -68,7 +68,11 @@ func New(cfg Config, state State, records Records, guard Guard) (*Cluster, error
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	c := &Cluster{cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), meter: &logMeter{State: state}, ready: make(chan struct{}), booted: make(chan struct{}), left: make(chan struct{}), changing: make(chan struct{}, 1), removing: make(chan struct{}, 1)}
+	c := &Cluster{
+		cfg: cfg, state: state, records: records, guard: guard, started: cfg.Now(), meter: &logMeter{State: state},
+		ready: make(chan struct{}), booted: make(chan struct{}), left: make(chan struct{}),
+		changing: make(chan struct{}, 1), removing: make(chan struct{}, 1), complaints: make(map[string]string),
+	}
 	c.tasks.ended = make(chan struct{})
 	if err := c.open(); err != nil {
 		c.Close()

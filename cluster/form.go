@@ -304,12 +304,15 @@ func (c *Cluster) askIn(ctx context.Context, found []hello) {
 	}
 }
 
-// complain logs what keeps this node from being a member, once until it changes.
+// complain logs what keeps this node from something, once until its cause changes.
 func (c *Cluster) complain(what string, peer NodeID, err error) {
+	cause := string(peer)
+	if err != nil {
+		cause += " " + innermost(err).Error()
+	}
 	c.mu.Lock()
-	text := fmt.Sprint(what, peer, err)
-	again := c.complaint == text
-	c.complaint = text
+	again := c.complaints[what] == cause
+	c.complaints[what] = cause
 	c.mu.Unlock()
 	if !again {
 		c.cfg.Logger.Info(what, "peer", peer, "err", err)

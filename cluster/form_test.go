@@ -1,11 +1,16 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -382,5 +387,20 @@ func TestAFounderRestartsAfterItsPromise(t *testing.T) {
 	nodes[0].mustGet("a", "1")
 	if s := status(t, nodes[1]); len(s.Nodes) != 3 {
 		t.Fatalf("status: %+v", s)
+	}
+}
+
+// What goes wrong at each try is told once, though two things go wrong in turn, and from another port each time.
+func TestComplaintsAreToldOnce(t *testing.T) {
+	var log bytes.Buffer
+	c := &Cluster{cfg: Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}, complaints: make(map[string]string)}
+	for number := range 5 {
+		from := &net.TCPAddr{Port: 40_000 + number}
+		c.complain("no secret", "a", &net.OpError{Op: "read", Source: from, Err: os.NewSyscallError("read", syscall.ECONNRESET)})
+		c.complain("no member", "b", nil)
+	}
+	c.complain("no secret", "a", syscall.ECONNREFUSED)
+	if n := strings.Count(log.String(), "\n"); n != 3 {
+		t.Errorf("%d lines:\n%s", n, log.String())
 	}
 }

@@ -181,7 +181,7 @@ func (c *Cluster) fetchSecret(ctx context.Context, fingerprint string) ([]byte, 
 		if err == nil && len(handed.Secret) >= 16 && port.Fingerprint(handed.Secret) == fingerprint {
 			return handed.Secret, nil
 		}
-		faults = append(faults, fmt.Errorf("%s: %w", s.ID, cmp.Or(err, errors.New("what it gave is another secret"))))
+		faults = append(faults, fmt.Errorf("%s: %w", s.ID, innermost(cmp.Or(err, errors.New("what it gave is another secret")))))
 	}
 	return nil, fmt.Errorf("no member that answers has the secret %s: %w", fingerprint, errors.Join(faults...))
 }
