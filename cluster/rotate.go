@@ -175,7 +175,7 @@ func (c *Cluster) keepSecrets(ctx context.Context) error {
 // conform makes this node's secrets those that the state wants.
 func (c *Cluster) conform(ctx context.Context, r Rotation, generation uint64) {
 	c.own.mu.Lock()
-	done := c.own.done == generation
+	done := c.own.done == generation && c.own.fault == nil
 	c.own.mu.Unlock()
 	if done || !c.own.turn.TryLock() {
 		return

@@ -387,6 +387,13 @@ func TestRotationThatNeverBegan(t *testing.T) {
 	if r, _, _ := by.cluster.rotation(); r.Secrets[0].Fingerprint == orphaned.Fingerprints()[1] {
 		t.Error("a secret that may have leaked from a crash is used")
 	}
+	by.cluster.own.note(0, errors.New("the state couldn't be read for a moment"))
+	eventually(t, func() error {
+		if f := by.cluster.ownSecretReport(false).Fault; f != "" {
+			return fmt.Errorf("it still says: %s", f)
+		}
+		return nil
+	})
 }
 
 // An attempt whose secret is lost with the only node that had it is replaced by another.
