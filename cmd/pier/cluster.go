@@ -119,6 +119,9 @@ func (o *controlOptions) waitMember(ctx context.Context, id string) error {
 func (o *controlOptions) newLeave() *cobra.Command {
 	return &cobra.Command{
 		Use: "leave", Short: "Take this node out of its cluster, once others hold what it holds", Args: cobra.NoArgs,
+		Long: "Take this node out of its cluster, once others hold what it holds. Its process ends; started again it says that it has left,\n" +
+			"and waits. To use it again, empty its data directory and restart it: it starts as a new node, which joins as its settings say\n" +
+			"or by an invite.",
 		Example: "  pier cluster leave\n  pier cluster leave --data-dir /var/lib/pier",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.client().Leave(cmd.Context()); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -29,6 +30,11 @@ func newServe() *cobra.Command {
 		}
 		logger := newLogger(cmd.ErrOrStderr(), cfg)
 		n, err := node.New(cfg, node.Options{Logger: logger, Version: versionText()})
+		if errors.Is(err, node.ErrLeft) {
+			// Who starts every program again that ends would do so for ever, and ends nothing by it.
+			logger.Error("this node has left its cluster and serves nothing; to use it again, empty its data directory and restart it: it starts as a new node", "data", cfg.DataDir)
+			<-cmd.Context().Done()
+		}
 		if err != nil {
 			return err
 		}

@@ -51,6 +51,9 @@ type Tuning struct {
 	Clock func() time.Time
 }
 
+// ErrLeft says that the data directory is that of a node which has left its cluster.
+var ErrLeft = cluster.ErrLeft
+
 // Node is one running Pier. It owns the data directory, the API listeners and the life of everything inside, which it can
 // stop and start anew while the listeners stay open: that is how a running node becomes a member of another cluster.
 type Node struct {
