@@ -212,18 +212,18 @@ func TestAMinorityRefuses(t *testing.T) {
 	alone.mustPut("b", "1")
 }
 
-// A node that was away for longer than the log reaches gets the state itself.
-func TestANodeBehindTheLogCatchesUp(t *testing.T) {
-	h := newHouse(t)
+// beyondTheLog forms a cluster of three, of which one is away for longer than the log reaches. The others have 0 to 199.
+func (h *house) beyondTheLog() (away *member, rest []*member) {
+	h.t.Helper()
 	h.cfg = func(c *Config) { c.TrailingLogs, c.SnapshotThreshold = 10, 20 }
 	nodes := h.formed(3)
-	away := others(nodes, leader(t, nodes))[0]
+	away = others(nodes, leader(h.t, nodes))[0]
 	away.kill()
-	rest := others(nodes, away)
+	rest = others(nodes, away)
 	for i := range 200 {
 		rest[i%2].mustPut(fmt.Sprint(i), "x")
 	}
-	eventually(t, func() error {
+	eventually(h.t, func() error {
 		for _, m := range rest {
 			first, err := m.cluster.log.FirstIndex()
 			if err != nil || first < 50 {
@@ -233,12 +233,52 @@ func TestANodeBehindTheLogCatchesUp(t *testing.T) {
 		}
 		return nil
 	})
+	return away, rest
+}
+
+// A node that was away for longer than the log reaches gets the state itself.
+func TestANodeBehindTheLogCatchesUp(t *testing.T) {
+	away, _ := newHouse(t).beyondTheLog()
 	away.start()
 	away.ready()
 	away.mustGet("199", "x")
 	for i := range 20 {
 		away.mustPut(fmt.Sprintf("after%d", i), "x")
 	}
+}
+
+// The state isn't copied again and again for a node that went away while it was to get it.
+func TestTheStateIsCopiedForWhoIsThere(t *testing.T) {
+	h := newHouse(t)
+	away, rest := h.beyondTheLog()
+	var copies atomic.Int64
+	for _, m := range rest {
+		m.state.mu.Lock()
+		m.state.opening = func() {
+			if copies.Add(1) == 1 {
+				h.net.cut([]*member{away}, rest)
+			}
+		}
+		m.state.mu.Unlock()
+	}
+	away.start()
+	eventually(t, func() error {
+		if copies.Load() == 0 {
+			return errors.New("nobody sends the state")
+		}
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		rest[0].mustPut("meanwhile", "x")
+	}
+	if n := copies.Load(); n != 1 {
+		t.Errorf("the state was copied %d times for a node that is away", n)
+	}
+	h.net.heal()
+	away.ready()
+	away.mustGet("meanwhile", "x")
 }
 
 // A follower that the leader can't reach falls behind, and disturbs nobody.

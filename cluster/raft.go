@@ -65,6 +65,12 @@ func (c *Cluster) openRaft() error {
 		_, member := c.server(id)
 		return member && c.leading() && c.raft.CurrentTerm() == term
 	}
+	c.transport.answers = func(id NodeID) bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err := c.report(ctx, id)
+		return err == nil
+	}
 	cached, err := raft.NewLogCache(logCache, c.log)
 	if err != nil {
 		return err
@@ -133,8 +139,9 @@ type gatedTransport struct {
 	once    sync.Once
 	gate    atomic.Bool // open
 
-	// again tells whether an append to a silent peer is worth another try in this term.
+	// again tells whether an append to a silent peer is worth another try in this term, answers whether a peer is there.
 	again    func(id NodeID, term uint64) bool
+	answers  func(id NodeID) bool
 	pause    time.Duration
 	patience time.Duration // for the answer to an append
 	released chan struct{}
@@ -166,15 +173,32 @@ func (t *gatedTransport) AppendEntries(id raft.ServerID, target raft.ServerAddre
 	for {
 		err := t.NetworkTransport.AppendEntries(id, target, args, resp)
 		heartbeat := args.PrevLogEntry == 0 && args.PrevLogTerm == 0 && len(args.Entries) == 0 && args.LeaderCommitIndex == 0
-		if err == nil || heartbeat || !t.again(NodeID(id), args.Term) {
+		if err == nil || heartbeat || !t.again(NodeID(id), args.Term) || !t.rest() {
 			return err
-		}
-		select {
-		case <-t.released:
-			return err
-		case <-time.After(t.pause):
 		}
 	}
+}
+
+// rest waits before another try, or tells that there is to be none.
+func (t *gatedTransport) rest() bool {
+	select {
+	case <-t.released:
+		return false
+	case <-time.After(t.pause):
+		return true
+	}
+}
+
+// InstallSnapshot tells Raft that a snapshot didn't arrive only when the peer is there again. Raft would copy the state for
+// each try, and wait longer after each, up to ten seconds. The copy at hand goes: it would be old by then.
+func (t *gatedTransport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	err := t.NetworkTransport.InstallSnapshot(id, target, args, resp, data)
+	if copied, ok := data.(io.Closer); ok && err != nil {
+		_ = copied.Close()
+	}
+	for err != nil && t.again(NodeID(id), args.Term) && !t.answers(NodeID(id)) && t.rest() {
+	}
+	return err
 }
 
 func (t *gatedTransport) stop() {

@@ -24,6 +24,7 @@ type mapState struct {
 	changed  chan struct{}
 	received map[string]received
 	redeems  int
+	opening  func() // is told before the state itself is copied for a follower
 }
 
 type document struct {
@@ -244,6 +245,9 @@ func (s *mapState) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	if r, ok := s.received[id]; ok {
 		delete(s.received, id)
 		return &r.meta, io.NopCloser(bytes.NewReader(r.body)), nil
+	}
+	if s.opening != nil {
+		s.opening()
 	}
 	body, err := json.Marshal(s.data)
 	m := s.meta()
