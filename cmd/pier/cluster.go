@@ -75,8 +75,8 @@ func (o *controlOptions) newJoin() *cobra.Command {
 			token := args[0]
 			if token == "-" {
 				var err error
-				if token, err = firstLine(cmd); err != nil {
-					return fmt.Errorf("read the token: %w", err)
+				if token, err = firstLine(cmd.InOrStdin(), "the token"); err != nil {
+					return err
 				}
 			}
 			j, err := o.client().Join(cmd.Context(), client.JoinRequest{Token: token, Discard: discard})

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"strings"
 	"text/tabwriter"
 
@@ -106,8 +104,8 @@ func (o *controlOptions) newTrustTest() *cobra.Command {
 		Use: "test", Short: "Tell what the rules make of an ID token, from standard input; exit 0 when one admits it", Args: cobra.NoArgs,
 		Example: "  pier robot trust test < token.jwt",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			text, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 64<<10)).ReadString('\n')
-			if err != nil && err != io.EOF {
+			text, err := firstLine(cmd.InOrStdin(), "the token")
+			if err != nil {
 				return err
 			}
 			verdicts, err := o.client().TestTrust(cmd.Context(), client.TrustTest{Token: strings.TrimSpace(text)})

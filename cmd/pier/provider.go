@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -147,14 +146,13 @@ func (o *providerOptions) mapped() (map[string]string, error) {
 	return out, nil
 }
 
-// secret reads the first line of a file: a secret among the arguments would be in every list of processes.
+// secret reads what a file has, or standard input for -.
 func (o *providerOptions) secret(cmd *cobra.Command) (string, error) {
-	var in io.Reader
+	in := cmd.InOrStdin()
 	switch o.secretFile {
 	case "":
 		return "", nil
 	case "-":
-		in = cmd.InOrStdin()
 	default:
 		f, err := os.Open(o.secretFile)
 		if err != nil {
@@ -163,15 +161,11 @@ func (o *providerOptions) secret(cmd *cobra.Command) (string, error) {
 		defer func() { _ = f.Close() }()
 		in = f
 	}
-	text, err := io.ReadAll(io.LimitReader(in, 4096))
-	if err != nil {
-		return "", fmt.Errorf("read the secret: %w", err)
+	line, err := firstLine(in, "the secret")
+	if err == nil && line == "" {
+		err = errors.New("the secret is empty")
 	}
-	line, _, _ := strings.Cut(string(text), "\n")
-	if line = strings.TrimRight(line, "\r"); line == "" {
-		return "", errors.New("the secret is empty")
-	}
-	return line, nil
+	return line, err
 }
 
 func (o *providerOptions) add(cmd *cobra.Command, p client.Provider) error {

@@ -122,13 +122,20 @@ func sayRolled(w io.Writer, s client.SecretStatus) {
 	sayEnds(w, s)
 }
 
+// aboutToEnd is more than the shortest time for which an old secret is kept, which nothing makes shorter.
+const aboutToEnd = 10 * time.Minute
+
 func sayEnds(w io.Writer, s client.SecretStatus) {
 	if len(s.Secrets) < 2 {
 		return
 	}
 	for _, old := range s.Secrets[1:] {
 		if old.Until != nil {
-			fmt.Fprintf(w, "the old secret %s is accepted until %s (sooner: pier cluster secret drop)\n", short(old.Fingerprint), moment(*old.Until))
+			sooner := ""
+			if time.Until(*old.Until) > aboutToEnd {
+				sooner = " (sooner: pier cluster secret drop)"
+			}
+			fmt.Fprintf(w, "the old secret %s is accepted until %s%s\n", short(old.Fingerprint), moment(*old.Until), sooner)
 		}
 	}
 	fmt.Fprintln(w, "until then: logins from before go on, and after it they have to be made again if they haven't ended by themselves")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -45,6 +44,7 @@ type trustOptions struct {
 	install     bool
 	fingerprint string
 	root        string
+	agreed      string // the fingerprint that a person has said yes to
 }
 
 func newTrust() *cobra.Command {
@@ -107,7 +107,7 @@ func (o *trustOptions) run(cmd *cobra.Command, address string) (own bool, err er
 		}
 		return true, nil
 	}
-	if err := o.agreed(cmd); err != nil {
+	if err := o.ask(cmd, print); err != nil {
 		return false, err
 	}
 	for _, f := range files {
@@ -147,16 +147,16 @@ func installedCA(server string) string {
 	return string(data)
 }
 
-// agreed asks a person to compare the fingerprint, unless it was given.
-func (o *trustOptions) agreed(cmd *cobra.Command) error {
-	if o.fingerprint != "" {
+// ask has a person compare the fingerprint, once, unless it was given.
+func (o *trustOptions) ask(cmd *cobra.Command, print string) error {
+	if o.fingerprint != "" || o.agreed == print {
 		return nil
 	}
-	fmt.Fprint(cmd.ErrOrStderr(), "Is this the fingerprint that `pier ca -o json` shows on a node? Type yes: ")
-	line, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
-	if strings.TrimSpace(line) != "yes" {
+	answer, err := ask(cmd, cmd.InOrStdin(), "Is this the fingerprint that `pier ca -o json` shows on a node? Type yes: ")
+	if err != nil || answer != "yes" {
 		return errors.New("nothing was written")
 	}
+	o.agreed = print
 	return nil
 }
 

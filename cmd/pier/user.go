@@ -77,11 +77,7 @@ func (o *userOptions) newPassword(cmd *cobra.Command) (string, error) {
 // password that is taken from standard input by mistake ends in a log.
 func (o *userOptions) password(cmd *cobra.Command, prompts ...string) (string, error) {
 	if o.fromStdin {
-		line, err := firstLine(cmd)
-		if err != nil {
-			return "", fmt.Errorf("read the password: %w", err)
-		}
-		return line, nil
+		return firstLine(cmd.InOrStdin(), "the password")
 	}
 	in, ok := terminal(cmd)
 	if !ok {
@@ -103,13 +99,13 @@ func (o *userOptions) password(cmd *cobra.Command, prompts ...string) (string, e
 	return answer, nil
 }
 
-// firstLine reads a secret from standard input.
-func firstLine(cmd *cobra.Command) (string, error) {
-	line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 4096)).ReadString('\n')
-	if errors.Is(err, io.EOF) {
-		err = nil
+// firstLine reads a secret, which among the arguments would be in every list of processes.
+func firstLine(in io.Reader, what string) (string, error) {
+	line, err := bufio.NewReader(io.LimitReader(in, 64<<10)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read %s: %w", what, err)
 	}
-	return strings.TrimRight(line, "\r\n"), err
+	return strings.TrimRight(line, "\r\n"), nil
 }
 
 // terminal is standard input where a person sits at it.
