@@ -401,7 +401,10 @@ func reason(err error) string { return oneLine(err.Error()) }
 func oneLine(s string) string {
 	const limit = 200
 	s = strings.Map(func(c rune) rune {
-		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+		switch {
+		case c == '"':
+			return '\''
+		case c < ' ' || c > '~' || c == '\\':
 			return ' '
 		}
 		return c

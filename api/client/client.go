@@ -132,7 +132,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return fmt.Errorf("read the node's answer: %w", err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return refusal(resp.StatusCode, data)
+		return refusal(resp, data)
 	}
 	if out == nil {
 		return nil
@@ -161,14 +161,18 @@ func (c *Client) noAnswer(err error) error {
 	return fmt.Errorf("no answer from the node at %s: %w", c.at, err)
 }
 
-// refusal reads the error body that all of the API uses.
-func refusal(status int, data []byte) error {
+// refusal reads the error body that all of the API uses. A fault of the node's own is told with the ID that is in its log.
+func refusal(resp *http.Response, data []byte) error {
+	status := resp.StatusCode
 	var body struct {
 		Errors []struct{ Code, Message string } `json:"errors"`
 	}
 	e := &Error{Status: status, Code: "UNKNOWN", Message: fmt.Sprintf("%d: %.200s", status, bytes.TrimSpace(data))}
 	if json.Unmarshal(data, &body) == nil && len(body.Errors) > 0 {
 		e.Code, e.Message = body.Errors[0].Code, body.Errors[0].Message
+	}
+	if id := resp.Header.Get("X-Request-Id"); id != "" && status == http.StatusInternalServerError {
+		e.Message += ": " + id
 	}
 	return e
 }

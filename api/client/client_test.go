@@ -48,11 +48,12 @@ func TestInviteLifetime(t *testing.T) {
 	}
 }
 
-// Whatever a server answers, a person gets a sentence.
+// Whatever a server answers, a person gets a sentence, and for a fault of the server's own what to look for in its log.
 func TestRefusals(t *testing.T) {
-	answer := ""
+	answer, status := "", http.StatusConflict
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusConflict)
+		w.Header().Set("X-Request-Id", "0123")
+		w.WriteHeader(status)
 		_, _ = w.Write([]byte(answer))
 	}))
 	defer server.Close()
@@ -69,6 +70,10 @@ func TestRefusals(t *testing.T) {
 		if err := c.Leave(t.Context()); !errors.As(err, &got) || *got != want {
 			t.Errorf("%q: %v, want %v", body, err, want)
 		}
+	}
+	status = http.StatusInternalServerError
+	if err := c.Leave(t.Context()); err == nil || !strings.HasSuffix(err.Error(), ": 0123") {
+		t.Errorf("a fault of the server's own: %v", err)
 	}
 }
 

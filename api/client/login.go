@@ -73,7 +73,7 @@ func (c *Client) token(ctx context.Context, form url.Values) (tokenAnswer, error
 	defer func() { _ = resp.Body.Close() }()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err == nil && resp.StatusCode/100 != 2 {
-		err = refusal(resp.StatusCode, data)
+		err = refusal(resp, data)
 	}
 	if err == nil {
 		err = json.Unmarshal(data, &out)

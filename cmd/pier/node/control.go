@@ -65,7 +65,7 @@ func (c *control) Leave(ctx context.Context) error { return answer(c.inst.cluste
 
 // Remove takes a node out that can't leave by itself.
 func (c *control) Remove(ctx context.Context, r client.RemoveRequest) error {
-	id, err := c.find(ctx, r.Node)
+	id, err := c.find(r.Node)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (c *control) Transfer(ctx context.Context, r client.TransferRequest) error 
 	if r.Node == "" {
 		return answer(c.inst.cluster.Transfer(ctx, ""))
 	}
-	id, err := c.find(ctx, r.Node)
+	id, err := c.find(r.Node)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (c *control) Transfer(ctx context.Context, r client.TransferRequest) error 
 }
 
 // find takes a node's ID or name; a name that two nodes have is refused.
-func (c *control) find(_ context.Context, nameOrID string) (cluster.NodeID, error) {
+func (c *control) find(nameOrID string) (cluster.NodeID, error) {
 	var found []cluster.NodeID
 	for _, m := range c.inst.cluster.Members() {
 		if string(m.ID) == nameOrID {
@@ -145,10 +145,20 @@ func (c *control) Join(ctx context.Context, r client.JoinRequest) (client.Joined
 	}
 	select {
 	case a := <-order.answer:
-		return client.Joined{ID: string(a.joined.ID), ClusterID: a.joined.ClusterID}, answer(a.err)
+		return client.Joined{ID: string(a.joined.ID), ClusterID: a.joined.ClusterID}, notJoined(a.err)
 	case <-ctx.Done():
 		return client.Joined{}, ctx.Err()
 	}
+}
+
+// notJoined tells the person who asked why a node is still who it was. Mostly nobody could be reached, which is no fault of its own.
+func notJoined(err error) error {
+	err = answer(err)
+	var refused *client.Error
+	if err == nil || errors.As(err, &refused) || errors.Is(err, api.ErrUnavailable) {
+		return err
+	}
+	return refuse(http.StatusBadGateway, "NOT_JOINED", fmt.Errorf("%w; see that this machine reaches the cluster port of those that the invite names", err))
 }
 
 // answer gives the cluster's refusals their HTTP form.
