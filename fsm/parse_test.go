@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -103,4 +104,29 @@ func FuzzParseManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A manifest of 4 MiB of empty descriptors would take half a gigabyte, on every node. What no manifest needs is refused before
+// anything is made of it, and of types that the registry doesn't know only what counts is read.
+func TestManifestsThatUnfold(t *testing.T) {
+	many := func(n int) []byte { return []byte(`{"layers":[` + strings.Repeat("{},", n) + `{}]}`) }
+	for _, kind := range []string{TypeOCIManifest, TypeOCIIndex, TypeDockerManifest, TypeDockerList, ""} {
+		if _, err := ParseManifest(kind, many(maxObjects)); err == nil || !strings.Contains(err.Error(), "objects") {
+			t.Errorf("%q: %v", kind, err)
+		}
+	}
+	quoted := fmt.Sprintf(`{"config":{"mediaType":"c","digest":%q,"size":1},"annotations":{"a":"%s"}}`, blobDigest(0), strings.Repeat(`{\"`, maxObjects))
+	if _, err := ParseManifest(TypeOCIManifest, []byte(quoted)); err != nil {
+		t.Errorf("what stands in a string is no object: %v", err)
+	}
+	body := many(MaxManifest/3 - 100)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := ParseManifest("application/x", body); err != nil {
+		t.Error(err)
+	}
+	runtime.ReadMemStats(&after)
+	if made := (after.TotalAlloc - before.TotalAlloc) >> 20; made > 400 {
+		t.Errorf("%d MiB are made of a manifest of another type", made)
+	}
 }

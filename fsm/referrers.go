@@ -90,7 +90,8 @@ func (c *change) unfallback(r Repo, t Tag, old digest.Digest) {
 		return
 	}
 	var m manifestFields
-	if json.Unmarshal(c.get(bucketBodies, key(string(r), string(old))), &m) != nil {
+	body := c.get(bucketBodies, key(string(r), string(old)))
+	if hasMoreObjects(body, maxObjects) || json.Unmarshal(body, &m) != nil { // it is no index
 		return
 	}
 	for _, d := range m.Manifests {
