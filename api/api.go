@@ -127,7 +127,8 @@ type API struct {
 	logger  *slog.Logger
 	gate    *gate
 	desk    *desk
-	memory  *semaphore.Weighted // bytes of manifests that are being pushed
+	memory  *shares             // bytes of manifests that are being pushed
+	parsing *semaphore.Weighted // of those, bytes that are being parsed
 	metrics *metrics
 	access  *access
 	// maxLooked is how many names one page of the catalog looks at.
@@ -151,7 +152,8 @@ func New(cfg Config, state *fsm.State, blobs *blobsync.Sync, log Log, cluster Cl
 		cfg: cfg, state: state, blobs: blobs, log: log, cluster: cluster, logger: cfg.Logger,
 		gate:    newGate(cfg.MaxInFlight, cfg.MaxQueue, cfg.QueueWait),
 		desk:    newDesk(),
-		memory:  semaphore.NewWeighted(manifestMemory),
+		memory:  newShares(manifestMemory, manifestPart),
+		parsing: semaphore.NewWeighted(parsedAtOnce),
 		metrics: newMetrics(cfg),
 	}
 	a.access, a.maxLooked = newAccess(cfg.Access, state, cfg.Logger), maxLooked

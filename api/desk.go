@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
-
-	"pier/api/auth"
 )
 
 const (
@@ -106,7 +104,7 @@ func (d *desk) forget(source string) {
 func (a *API) keepBack(r *http.Request) {
 	if x := exchangeOf(r.Context()); x.tooSoon {
 		x.tooSoon = false
-		a.access.held.hold(r.Context(), auth.SourceKey(a.access.source(r)), a.access.cfg.Hold)
+		a.access.held.hold(r.Context(), a.access.sourceKey(r), a.access.cfg.Hold)
 	}
 }
 
@@ -145,7 +143,7 @@ func (a *API) atDesk(serve func(w http.ResponseWriter, r *http.Request) error) h
 		if err := readForm(w, r); err != nil {
 			return err
 		}
-		source := auth.SourceKey(a.access.source(r))
+		source := a.access.sourceKey(r)
 		if err := a.desk.enter(r.Context(), source); err != nil {
 			return err
 		}

@@ -174,7 +174,7 @@ func (a *API) limit(next http.Handler) http.Handler {
 			return
 		}
 		a.prove(r)
-		has, err := a.gate.enter(r.Context(), auth.SourceKey(a.access.source(r)))
+		has, err := a.gate.enter(r.Context(), a.access.sourceKey(r))
 		if err != nil {
 			a.fail(w, r, err)
 			return

@@ -132,6 +132,7 @@ type steadyBody struct {
 	idle    time.Duration
 	left    time.Duration // of the idle time
 	fresh   int64         // bytes since left was last filled up
+	whole   bool          // it isn't filled up
 	count   atomic.Int64  // bytes in all
 	err     error
 }
@@ -151,6 +152,13 @@ func steady(w http.ResponseWriter, r *http.Request, idle time.Duration) *steadyB
 	return b
 }
 
+// within bounds the time for the whole of what is left, for a body that holds more than a place.
+func (b *steadyBody) within(d time.Duration) {
+	if b != nil {
+		b.whole, b.idle, b.left = true, d, d
+	}
+}
+
 func (b *steadyBody) Read(p []byte) (int, error) {
 	if b.err != nil {
 		return 0, b.err
@@ -161,7 +169,7 @@ func (b *steadyBody) Read(p []byte) (int, error) {
 	b.left -= time.Since(started)
 	b.fresh += int64(n)
 	b.count.Add(int64(n))
-	if b.fresh >= minProgress {
+	if b.fresh >= minProgress && !b.whole {
 		b.fresh, b.left = 0, b.idle
 	}
 	switch {

@@ -146,17 +146,41 @@ func TestConnectionLimit(t *testing.T) {
 	work.Wait()
 }
 
-// Pushes of manifests share a bounded memory. One that gets none of it for long is told to come again.
+// Pushes of manifests share a bounded memory, of which each source has a part. One that gets none of it for long is told to come
+// again.
 func TestManifestMemory(t *testing.T) {
-	f := newFixture(t, 1, func(c *Config) { c.QueueWait = 50 * time.Millisecond })
+	f := newFixture(t, 1, func(c *Config) {
+		c.QueueWait, c.Access.Proxies = 50*time.Millisecond, mustPrefixes(t, "127.0.0.0/8")
+	})
 	memory := f.nodes[0].api.memory
-	f.must(nil, memory.Acquire(t.Context(), manifestMemory))
+	release, err := memory.acquire(t.Context(), "127.0.0.1", manifestPart)
+	f.must(nil, err)
 	got := f.want(f.do("PUT", "/v2/a/manifests/t", []byte("{}"), typeManifest), 503, codeUnavailable)
 	if got.Header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
-	memory.Release(manifestMemory)
+	f.want(f.do("PUT", "/v2/a/manifests/t", []byte("{}"), typeManifest, "X-Forwarded-For: 192.0.2.7"), 400, codeManifestInvalid)
+	release()
 	f.want(f.do("PUT", "/v2/a/manifests/t", []byte("{}"), typeManifest), 400, codeManifestInvalid)
+	if len(memory.from) != 0 {
+		t.Errorf("of who has gone is left %v", memory.from)
+	}
+}
+
+// What holds memory while it comes has a time for the whole.
+func TestBodyWithinATime(t *testing.T) {
+	w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+	r := httptest.NewRequest("PUT", "/", strings.NewReader(strings.Repeat("x", 3*minProgress)))
+	b := steady(w, r, time.Hour)
+	began := time.Now()
+	b.within(time.Minute)
+	if _, err := io.ReadFull(r.Body, make([]byte, 2*minProgress)); err != nil {
+		t.Fatal(err)
+	}
+	if last := w.set[len(w.set)-1]; b.left >= time.Minute || last.After(began.Add(2*time.Minute)) {
+		t.Errorf("after progress %v are left, until %v", b.left, last)
+	}
+	(*steadyBody)(nil).within(time.Minute) // of a request without a body
 }
 
 // A header that comes byte by byte is cut off by a time for the whole of it.

@@ -20,8 +20,13 @@ import (
 const (
 	// maxTags is how many tags one push by digest may set.
 	maxTags = 100
-	// manifestMemory bounds what all manifests that are being pushed may take, in bytes.
+	// manifestMemory bounds what all manifests that are being pushed may take, in bytes; manifestPart what those of one source may.
 	manifestMemory = 256 << 20
+	manifestPart   = 32 << 20
+	// parsedAtOnce is how many bytes of manifests are parsed at a time: each takes up to forty while it is.
+	parsedAtOnce = 8 << 20
+	// manifestTime is how long a manifest may take to come: it holds memory meanwhile, and is small.
+	manifestTime = time.Minute
 	// quorumEvery is how often a push that waits for copies makes sure that it can still end well.
 	quorumEvery = 2 * time.Second
 )
@@ -116,13 +121,14 @@ func (a *API) putManifest(w http.ResponseWriter, r *http.Request, rt route) erro
 		weight = r.ContentLength
 	}
 	wait, cancel := context.WithTimeout(r.Context(), a.cfg.QueueWait)
-	err := a.memory.Acquire(wait, weight)
+	release, err := a.memory.acquire(wait, a.access.sourceKey(r), weight)
 	cancel()
 	if err != nil {
 		return err
 	}
-	defer a.memory.Release(weight)
-	cmd, parsed, err := readManifest(r, rt)
+	defer release()
+	exchangeOf(r.Context()).body.within(manifestTime)
+	cmd, parsed, err := a.readManifest(r, rt)
 	if err != nil {
 		return err
 	}
@@ -163,7 +169,7 @@ func createdManifest(w http.ResponseWriter, rt route, tags []fsm.Tag, answer fsm
 }
 
 // readManifest makes the command of a request.
-func readManifest(r *http.Request, rt route) (fsm.PutManifest, fsm.Parsed, error) {
+func (a *API) readManifest(r *http.Request, rt route) (fsm.PutManifest, fsm.Parsed, error) {
 	cmd := fsm.PutManifest{Repo: rt.repo, Digest: rt.digest}
 	var err error
 	if rt.tag != "" {
@@ -180,9 +186,13 @@ func readManifest(r *http.Request, rt route) (fsm.PutManifest, fsm.Parsed, error
 		return cmd, fsm.Parsed{}, refuse(http.StatusBadRequest, codeDigestInvalid,
 			"the manifest's bytes have the digest %s, not that of the path", got)
 	}
+	if err := a.parsing.Acquire(r.Context(), int64(len(cmd.Body))); err != nil {
+		return cmd, fsm.Parsed{}, err
+	}
+	defer a.parsing.Release(int64(len(cmd.Body)))
 	mediaType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	parsed, err := fsm.ParseManifest(strings.TrimSpace(mediaType), cmd.Body)
-	cmd.MediaType = parsed.MediaType
+	cmd.MediaType, parsed.Annotations = parsed.MediaType, nil // which may be large, and nobody asks for here
 	return cmd, parsed, err
 }
 

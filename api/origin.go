@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+
+	"pier/api/auth"
 )
 
 // origin is the scheme and host at which the client reached the registry.
@@ -52,6 +54,9 @@ func (x *access) source(r *http.Request) string {
 	}
 	return source
 }
+
+// sourceKey is what is kept of a request's source.
+func (x *access) sourceKey(r *http.Request) string { return auth.SourceKey(x.source(r)) }
 
 func hostOf(address string) string {
 	if host, _, err := net.SplitHostPort(address); err == nil {
