@@ -149,7 +149,7 @@ func begin(was Rotation, known bool, own port.Secrets, members []secretReport) (
 			}
 		}
 		for _, m := range members {
-			if len(r.Secrets) == 0 || r.Secrets[0].Fingerprint != first || m.Secrets[0] != first {
+			if m.Secrets[0] != first {
 				return r, fmt.Errorf("%w: give all the same secret file and restart them", ErrSecretsDiffer)
 			}
 		}

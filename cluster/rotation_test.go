@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -26,14 +27,32 @@ func TestStepsOfARotation(t *testing.T) {
 	}
 	step := func(want string, order ...string) {
 		t.Helper()
+		was := fmt.Sprint(r)
 		next, ok := r.next(now)
+		if is := fmt.Sprint(r); is != was {
+			t.Errorf("the step before was %s and is %s", was, is)
+		}
 		if !ok || next.Step != want || !slices.Equal(named(next), order) {
 			t.Fatalf("after %s comes %s %v, %t; want %s %v", r.Step, next.Step, named(next), ok, want, order)
 		}
 		r = next
 	}
 	step(StepRoll, "new", "old", "older")
+	if r.newest() != "new" || !r.spreading() {
+		t.Error("the new secret isn't the one that is rolled out")
+	}
 	step(StepKeep, "new", "old", "older")
+	if r.spreading() || !r.wants("older") || r.wants("another") {
+		t.Error("what is kept is still on its way, or isn't what is wanted")
+	}
+	for _, have := range [][]string{{"old", "new", "older"}, {"new", "old"}, {"new", "older"}} {
+		if r.fulfilled(have) {
+			t.Errorf("with %v all is kept in its order", have)
+		}
+	}
+	if !r.fulfilled([]string{"new", "older", "old"}) {
+		t.Error("the order of the old ones counts")
+	}
 	if r.Secrets[0].Until != 0 || r.Secrets[1].Until != now.Add(time.Hour).UnixMilli() || r.Secrets[2].Until != now.Add(time.Minute).UnixMilli() {
 		t.Errorf("the ends are %+v", r.Secrets)
 	}
@@ -69,6 +88,18 @@ func TestStepsOfARotation(t *testing.T) {
 	}
 }
 
+// Of secrets that ended the last are remembered.
+func TestDroppedSecretsAreBounded(t *testing.T) {
+	r := Rotation{Step: StepKeep, Secrets: []WantedSecret{{"new", 0}, {"old", 1}}}
+	for i := range maxDropped {
+		r.Dropped = append(r.Dropped, fmt.Sprint(i))
+	}
+	next, ok := r.next(time.UnixMilli(1))
+	if !ok || len(next.Dropped) != maxDropped || next.Dropped[0] != "1" || next.Dropped[maxDropped-1] != "old" {
+		t.Errorf("%t, %v", ok, next.Dropped)
+	}
+}
+
 func TestWhatARotationBeginsFrom(t *testing.T) {
 	own := port.Secrets{port.NewSecret(), port.NewSecret()}
 	all := own.Fingerprints()
@@ -96,10 +127,12 @@ func TestWhatARotationBeginsFrom(t *testing.T) {
 		{"the first, all alike", Rotation{}, false, reports(all, all), all, nil},
 		{"a secret that only this node has", Rotation{}, false, reports(all, all[:1]), all[:1], nil},
 		{"another first secret somewhere", Rotation{}, false, reports(all, []string{all[1], all[0]}), nil, ErrSecretsDiffer},
+		{"somebody without the first", Rotation{}, false, reports(all, all[1:]), nil, ErrSecretsDiffer},
 		{"none in common", Rotation{}, false, reports(all, []string{"x"}), nil, ErrSecretsDiffer},
 		{"after another", Rotation{Step: StepDone, Secrets: wanted(all[0])}, true, reports(all[:1], all[:1]), all[:1], nil},
 		{"while old ones are kept", Rotation{Step: StepKeep, Secrets: wanted(all...)}, true, reports(all, all), all, nil},
 		{"somebody isn't through with the last", Rotation{Step: StepDone, Secrets: wanted(all[0])}, true, reports(all[:1], []string{"x"}), nil, ErrSecretsDiffer},
+		{"as many as may be", Rotation{Step: StepKeep, Secrets: wanted(all[0], "b", "c")}, true, reports([]string{all[0], "b", "c"}), []string{all[0], "b", "c"}, nil},
 		{"too many", Rotation{Step: StepKeep, Secrets: wanted(all[0], "b", "c", "d")}, true, reports([]string{all[0], "b", "c", "d"}), nil, ErrTooManySecrets},
 		{"in the middle", Rotation{Step: StepRoll, Secrets: wanted(all...)}, true, reports(all, all), nil, ErrRotating},
 		{"under way", Rotation{Step: StepAdd, Secrets: wanted(all[0], "fresh")}, true, reports(all[:1], []string{all[0], "fresh"}), nil, ErrRotating},
