@@ -250,19 +250,20 @@ func TestCodeForABadToken(t *testing.T) {
 	other := oidc.New(t, nil)
 	other.Rotate() // the library gives all servers the same key
 	claims := jwt.MapClaims{"iss": i.Issuer(), "aud": i.ClientID, "preferred_username": "jane", "nonce": "n"}
-	for name, x := range map[string]struct {
+	for _, x := range []struct {
+		name   string
 		by     *oidc.Server
 		change jwt.MapClaims
 		status int
 	}{
-		"good": {i, nil, 200}, "another's key": {other, nil, 401}, "expired": {i, jwt.MapClaims{"exp": time.Now().Add(-time.Minute).Unix()}, 401},
-		"another program's": {i, jwt.MapClaims{"aud": "other"}, 401}, "another login's": {i, jwt.MapClaims{"nonce": "m"}, 401}, "no login's": {i, jwt.MapClaims{"nonce": nil}, 401},
-	} {
+		{"good", i, nil, 200}, {"another's key", other, nil, 401}, {"expired", i, jwt.MapClaims{"exp": time.Now().Add(-time.Minute).Unix()}, 401},
+		{"another program's", i, jwt.MapClaims{"aud": "other"}, 401}, {"another login's", i, jwt.MapClaims{"nonce": "m"}, 401}, {"no login's", i, jwt.MapClaims{"nonce": nil}, 401},
+	} { // one more wrong one would have to wait
 		form, all := f.browser(f.nodes[0]), maps.Clone(claims)
 		maps.Copy(all, x.change)
 		i.Answer(mockoidc.TokenEndpoint, `{"access_token":"x","token_type":"Bearer","id_token":"`+x.by.Token(time.Now(), all)+`"}`)
 		if got := f.postToken(f.nodes[0], form); got.StatusCode != x.status {
-			t.Errorf("%s: %d %s", name, got.StatusCode, got.body)
+			t.Errorf("%s: %d %s", x.name, got.StatusCode, got.body)
 		}
 	}
 }
