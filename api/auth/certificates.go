@@ -94,7 +94,8 @@ func FromAuthority(authority func() (*Authority, error), hosts func() []string, 
 		if err != nil {
 			return nil, err
 		}
-		if a == by && at.Before(last.Leaf.NotAfter.Add(-certificateRenew)) && covers(last.Leaf, hosts()) {
+		// Where the clock was ahead, what it made isn't good yet when it is put right.
+		if a == by && !at.Before(last.Leaf.NotBefore) && at.Before(last.Leaf.NotAfter.Add(-certificateRenew)) && covers(last.Leaf, hosts()) {
 			return nil, nil
 		}
 		next, err := a.Issue(hosts(), at)

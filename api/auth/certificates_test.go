@@ -163,6 +163,23 @@ func TestCertificateIsRenewed(t *testing.T) {
 	}
 }
 
+// A node whose clock was hours ahead when it made its certificate, or hours behind, has a good one as soon as the clock is right.
+func TestCertificateFollowsTheClock(t *testing.T) {
+	for _, wrong := range []time.Duration{-30 * 365 * 24 * time.Hour, -12 * time.Hour, 12 * time.Hour, 2 * certificateLife} {
+		at := &clock{at: time.Now().Add(wrong)}
+		by := authority(t, 1)
+		c, err := FromAuthority(func() (*Authority, error) { return by, nil }, func() []string { return []string{"a.lan"} }, at.now, silent())
+		if err != nil {
+			t.Fatal(err)
+		}
+		at.pass(-wrong)
+		c.refresh()
+		if _, err := dial(t, c, by, "a.lan"); err != nil || c.Fault() != nil {
+			t.Errorf("after the clock was wrong by %s: %v, %v", wrong, err, c.Fault())
+		}
+	}
+}
+
 func writePair(t *testing.T, dir string, c *tls.Certificate) (cert, key string) {
 	t.Helper()
 	cert, key = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
