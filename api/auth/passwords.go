@@ -78,6 +78,7 @@ type Logins struct {
 	dummy   []byte
 	compare func(hash, password []byte) error
 	runs    *line // for a bcrypt
+	again   *line // the same, for who was right from there before
 	people  People
 	asks    *line // for a provider
 	even    time.Duration
@@ -100,7 +101,7 @@ type verified struct {
 func NewLogins(now func() time.Time, people People) *Logins {
 	l := &Logins{
 		now: now, key: []byte(rand.Text()), dummy: []byte(dummyHash), compare: bcrypt.CompareHashAndPassword,
-		runs: newLine(max(1, runtime.GOMAXPROCS(0)/2)), people: people, asks: newLine(maxAsks), even: evenAnswers,
+		runs: newLine(max(1, runtime.GOMAXPROCS(0)/2)), again: newLine(1), people: people, asks: newLine(maxAsks), even: evenAnswers,
 		verified: make(map[[sha256.Size]byte]verified),
 		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second), misses: newFailures(0, 0),
 		known: newFailures(0, 0),
@@ -175,10 +176,14 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 	if err := l.tooSoon(name, source); err != nil {
 		return err
 	}
-	if err := l.runs.enter(ctx, source); err != nil {
+	runs := l.runs
+	if l.isKnown(name, source) { // all the world may stand in the other line
+		runs = l.again
+	}
+	if err := runs.enter(ctx, source); err != nil {
 		return err
 	}
-	defer l.runs.done()
+	defer runs.done()
 	if err := l.tooSoon(name, source); err != nil {
 		return err // those before it in the line were wrong
 	}
@@ -228,16 +233,24 @@ func (l *Logins) secretOf(p Principal, text string) (found Secret, ok bool) {
 // doesn't, until it has been wrong from there a few times: else strangers could keep it out with wrong passwords of theirs,
 // and one who guesses all that come through the same proxy.
 func (l *Logins) tooSoon(name, source string) error {
+	if l.isKnown(name, source) {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
-	if key := missKey(name, source); l.known.count(key, now) > 0 && l.misses.count(key, now) < maxMisses {
-		return nil
-	}
 	if wait := max(l.accounts.pause(name, now), l.sources.pause(source, now)); wait > 0 {
 		return &TooManyLoginsError{RetryAfter: wait}
 	}
 	return nil
+}
+
+// isKnown tells whether an account was right from there of late, and hasn't been wrong there often since.
+func (l *Logins) isKnown(name, source string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key, now := missKey(name, source), l.now()
+	return l.known.count(key, now) > 0 && l.misses.count(key, now) < maxMisses
 }
 
 // digest names a login that was right, without keeping its password. A changed password or generation makes it another

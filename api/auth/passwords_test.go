@@ -340,6 +340,42 @@ func TestLoginsAreBounded(t *testing.T) {
 	}
 }
 
+// Strangers from many addresses fill the line for bcrypt. Who was right before from where he is doesn't stand in it.
+func TestStrangersFillTheLine(t *testing.T) {
+	l, c := logins(t)
+	d := NewDirectory(true, []Principal{{Name: "alice", Kind: KindUser, Password: cheapHash(t, "right one")}}, nil)
+	login := func(ctx context.Context, name, password, source string) error {
+		_, err := l.Login(ctx, d, name, password, source)
+		return err
+	}
+	if err := login(t.Context(), "alice", "right one", "192.0.2.9"); err != nil {
+		t.Fatal(err)
+	}
+	c.pass(time.Hour)
+	for range cap(l.runs.places) {
+		l.runs.places <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, maxWaiting+1)
+	for i := range maxWaiting + 1 {
+		go func() { ended <- login(ctx, "alice", "guess", "198.51.100."+strconv.Itoa(i)) }()
+	}
+	var slowed *TooManyLoginsError
+	if err := <-ended; !errors.As(err, &slowed) {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := login(t.Context(), "alice", "right one", "192.0.2.9"); err != nil {
+		t.Errorf("alice, where she was before: %v", err)
+	}
+	if err := login(t.Context(), "alice", "right one", "203.0.113.1"); !errors.As(err, &slowed) {
+		t.Errorf("alice, where she never was: %v", err)
+	}
+	cancel()
+	for range maxWaiting {
+		<-ended
+	}
+}
+
 // Strangers who guess at an account, or who come through the same proxy, don't keep out who was right from there before.
 func TestGuessersDontKeepOthersOut(t *testing.T) {
 	l, c := logins(t)
