@@ -11,12 +11,13 @@ import (
 
 const (
 	deskPlaces  = 512  // requests for tokens that are served at a time
-	deskWaiting = 4096 // that wait for their turn: who asks too fast takes no place from others by that
+	deskWaiting = 4096 // that wait for their turn, or for their form: who asks too fast, or slowly, takes no place from others
 	deskFromOne = 128  // of both, from one source
 	deskRate    = 100  // a second from one source; what comes quicker waits for its turn
 	deskBurst   = 500
 	deskWait    = 2 * time.Second
 	deskSources = 10_000 // whose pace is remembered
+	formTime    = 10 * time.Second
 )
 
 // desk is where tokens are asked for. It stands outside the gate of the registry, so that who has a token isn't kept waiting
@@ -62,6 +63,24 @@ func (d *desk) enter(ctx context.Context, source string) error {
 	}
 	d.inside++
 	return nil
+}
+
+// take has a form read before its request takes a place. What comes slowly, or is large, is bounded as what waits is: there may
+// be many requests on each connection.
+func (d *desk) take(source string, read func() error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.waiting >= deskWaiting || d.from[source] >= deskFromOne {
+		return flood("requests for tokens")
+	}
+	d.from[source]++
+	d.waiting++
+	d.mu.Unlock()
+	err := read()
+	d.mu.Lock()
+	d.waiting--
+	d.forget(source)
+	return err
 }
 
 // wait is called, and returns, with the lock.
@@ -140,10 +159,12 @@ func (a *API) atDesk(serve func(w http.ResponseWriter, r *http.Request) error) h
 			w.Header().Set("Connection", "close")
 			return flood("connections")
 		}
-		if err := readForm(w, r); err != nil {
-			return err
-		}
 		source := a.access.sourceKey(r)
+		if r.Method == http.MethodPost {
+			if err := a.desk.take(source, func() error { return readForm(w, r) }); err != nil {
+				return err
+			}
+		}
 		if err := a.desk.enter(r.Context(), source); err != nil {
 			return err
 		}

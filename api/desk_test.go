@@ -285,3 +285,25 @@ func TestDeskIsLeft(t *testing.T) {
 		t.Errorf("%v, %d inside, %v", err, d.inside, d.from)
 	}
 }
+
+// Forms that come byte by byte, from as many sources as would have all places, keep nobody else from a token.
+func TestSlowFormsAreBounded(t *testing.T) {
+	f := withAccess(t, 1, func(c *Config) { c.Access.Proxies = mustPrefixes(t, "127.0.0.0/8") })
+	f.user("root")
+	desk := f.nodes[0].api.desk
+	for i := range deskPlaces {
+		f.dial(f.nodes[0], fmt.Sprintf("POST /token HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.%d\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\ngrant_type=", i/deskFromOne))
+	}
+	eventually(t, func() error {
+		desk.mu.Lock()
+		defer desk.mu.Unlock()
+		if n := desk.waiting + desk.inside; n != deskPlaces {
+			return fmt.Errorf("%d are there", n)
+		}
+		return nil
+	})
+	f.want(f.do("GET", "/token", nil, "Authorization: "+basic(f, "root"), "X-Forwarded-For: 192.0.2.77"), 200, "")
+	form := []byte("grant_type=password&username=root&password=root's-password")
+	f.want(f.do("POST", "/token", form, "Content-Type: application/x-www-form-urlencoded", "X-Forwarded-For: 192.0.2.77"), 200, "")
+	f.want(f.do("POST", "/token", form, "Content-Type: application/x-www-form-urlencoded", "X-Forwarded-For: 192.0.2.0"), 429, codeTooManyRequests)
+}

@@ -49,14 +49,12 @@ func (a *API) getToken(w http.ResponseWriter, r *http.Request) error {
 	return a.sendToken(w, d, c, query, query.Get("offline_token") == "true" && byPassword)
 }
 
-// readForm reads the form of a POST.
+// readForm reads the form of a POST, which comes in one piece.
 func readForm(w http.ResponseWriter, r *http.Request) error {
-	if r.Method != http.MethodPost {
-		return nil
-	}
+	exchangeOf(r.Context()).body.within(formTime)
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
-		return refuse(http.StatusBadRequest, codeUnsupported, "the form can't be read, or has more than 64 KiB")
+		return refuse(http.StatusBadRequest, codeUnsupported, "the form can't be read, came too slowly, or has more than 64 KiB")
 	}
 	return nil
 }
