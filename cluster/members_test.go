@@ -353,10 +353,12 @@ func TestRemovalsAtOnceLeaveAMajority(t *testing.T) {
 		both.Go(func() { errs[i] = rest[i].cluster.Remove(ctx, ids[1-i], false) })
 	}
 	both.Wait()
-	s := status(t, ldr)
-	if len(s.Nodes) != 3 || !s.Quorum {
-		t.Fatalf("after two removals (%v): %+v", errs, s)
-	}
+	eventually(t, func() error { // a busy machine may be electing somebody
+		if s := status(t, ldr); len(s.Nodes) != 3 || !s.Quorum {
+			return fmt.Errorf("after two removals (%v): %+v", errs, s)
+		}
+		return nil
+	})
 	records := &mapRecords{state: ldr.state, cluster: ldr.cluster}
 	ghost := Record{ID: "ghost", Name: "ghost", Epoch: 1, Nonce: "x"}
 	if err := records.Boot(ctx, ghost); err != nil {
