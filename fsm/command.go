@@ -135,7 +135,7 @@ type NodeAnswer struct {
 	_msgpack struct{} `msgpack:",as_array"`
 }
 
-// CreateInvite keeps the hash of an invite's key until it is used or has expired. Answer: InviteAnswer.
+// CreateInvite keeps the hash of an invite's key until it is used, or another is made after it has expired. Answer: InviteAnswer.
 type CreateInvite struct {
 	_msgpack struct{} `msgpack:",as_array"`
 	Hash     []byte

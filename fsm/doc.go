@@ -1,5 +1,5 @@
-// Package fsm is the replicated state of a cluster: repositories, manifests, tags, links, referrers, nodes, invites and
-// settings, kept in one bbolt file that every node builds from the same log.
+// Package fsm is the replicated state of a cluster: repositories, manifests, tags, links, referrers, nodes, invites, users,
+// grants, documents and settings, kept in one bbolt file that every node builds from the same log.
 //
 // Invariants: apply reads no clock, no random source and no map order, so equal histories give equal content; a batch of
 // commands is one fsynced transaction that also writes the applied index, so the file is at every moment a whole prefix of

@@ -469,4 +469,12 @@ func TestTimeNeverRunsBackwards(t *testing.T) {
 	if err := at(5, early, RedeemInvite{Hash: []byte("h")}); !errors.Is(err, ErrInviteExpired) {
 		t.Errorf("an invite came back to life: %v", err)
 	}
+	if err := at(6, early, CreateInvite{Hash: []byte("next"), Expires: late.UnixMilli() + 1}); err != nil {
+		t.Fatal(err)
+	}
+	for hash, want := range map[string]bool{"h": false, "next": true} { // who makes one clears away what has expired
+		if kept, err := s.Invited([]byte(hash)); err != nil || kept != want {
+			t.Errorf("the invite %q is kept: %t, %v", hash, kept, err)
+		}
+	}
 }

@@ -90,6 +90,11 @@ func (i CreateInvite) apply(c *change) (Answer, error) {
 	if err := checkID(hex.EncodeToString(i.Hash)); err != nil {
 		return nil, err
 	}
+	for _, hash := range keysBelow(c.tx, bucketInvites, nil, 0) {
+		if binary.BigEndian.Uint64(c.get(bucketInvites, []byte(hash))) < c.now {
+			c.del(bucketInvites, []byte(hash))
+		}
+	}
 	c.put(bucketInvites, i.Hash, number(uint64(max(i.Expires, 0))))
 	return InviteAnswer{}, nil
 }

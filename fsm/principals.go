@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"fmt"
 	"strings"
 
 	bolt "go.etcd.io/bbolt"
@@ -64,13 +65,21 @@ const (
 // firstGrant is what the first principal gets, so that somebody can go on from there.
 func firstGrant(name string) Grant { return Grant{Subject: name, Right: "admin", Pattern: "**"} }
 
-// keyAccess is the index of the last change of principals, grants or the setting that turns access control on.
+// keyAccess is the index of the last change of Access.
 var keyAccess = []byte("access")
 
 func (c *change) touchAccess() { c.put(bucketMeta, keyAccess, number(c.index)) }
 
+// checkPrincipal refuses a name that is none, or that of a subject which is no principal: who had it would have its grants.
+func checkPrincipal(name string) error {
+	if name == SubjectAnonymous || strings.HasPrefix(name, SubjectGroup) {
+		return fmt.Errorf("%w: %.80q", ErrIDInvalid, name)
+	}
+	return checkID(name)
+}
+
 func (p PutPrincipal) apply(c *change) (Answer, error) {
-	if err := checkID(p.Principal.Name); err != nil {
+	if err := checkPrincipal(p.Principal.Name); err != nil {
 		return nil, err
 	}
 	var known Principal

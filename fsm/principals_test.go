@@ -76,7 +76,10 @@ func TestPrincipals(t *testing.T) {
 	s.changes(PutGrant{Grant: everybody})
 	s.changes(DeleteGrant{Grant: everybody})
 	s.refused(DeleteGrant{Grant: everybody}, ErrGrantUnknown)
-	s.refused(PutPrincipal{Principal: Principal{Name: ""}}, ErrIDInvalid)
+	for _, name := range []string{"", SubjectAnonymous, SubjectGroup + "alice"} { // who was called so would have others' rights
+		s.refused(PutPrincipal{Principal: Principal{Name: name}}, ErrIDInvalid)
+		s.refused(AddPrincipal{Principal: Principal{Name: name, Robot: true}}, ErrIDInvalid)
+	}
 	s.refused(PutGrant{Grant: Grant{Subject: "alice", Right: "", Pattern: "*"}}, ErrIDInvalid)
 	s.refused(AddPrincipal{Principal: Principal{Name: "dave"}, Grants: []Grant{{Subject: "dave"}}}, ErrIDInvalid)
 	s.refused(AddPrincipal{Principal: Principal{Name: "dave"}, Grants: []Grant{grant}}, ErrPrincipalUnknown)
