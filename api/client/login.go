@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -112,9 +113,15 @@ func (c *Client) Certified(ctx context.Context) (user string, err error) {
 	return user, nil
 }
 
+// connectWait is how long a server may take to be there at all; its answer may take long.
+const connectWait = 10 * time.Second
+
 // transport trusts the login's CA beside the system's, and shows its certificate.
 func (l Login) transport() *http.Transport {
-	t := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{}}
+	t := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{},
+		DialContext: (&net.Dialer{Timeout: connectWait}).DialContext, TLSHandshakeTimeout: connectWait,
+	}
 	if l.CA != "" {
 		roots, err := x509.SystemCertPool()
 		if err != nil {

@@ -49,6 +49,7 @@ type exitError struct {
 func (e *exitError) Error() string { return e.message }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	stdout, stderr = plainWriter{stdout}, plainWriter{stderr}
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(stdout)
