@@ -13,7 +13,7 @@ import (
 func open(t *testing.T, applied, term uint64, fatal func(error)) *Store {
 	t.Helper()
 	s, err := Open(Config{
-		Path: filepath.Join(t.TempDir(), "raft.db"), HangLimit: 20 * time.Millisecond, Fatal: fatal,
+		Path: filepath.Join(t.TempDir(), "raft.db"), Fatal: fatal,
 		Snapshot: func() (uint64, uint64) { return applied, term },
 	})
 	if err != nil {
@@ -43,6 +43,7 @@ func TestHungWriteIsFatal(t *testing.T) {
 	fatal := make(chan error, 1)
 	s := open(t, 0, 0, func(err error) { fatal <- err })
 	defer func() { _ = s.Close() }()
+	s.cfg.HangLimit = 20 * time.Millisecond
 	hung := make(chan struct{})
 	done := make(chan error, 1)
 	go func() { done <- s.watched("write", func() error { <-hung; return nil }) }()
