@@ -8,14 +8,15 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// boundedPipeline gives up an append that nobody will take the answer of. Raft stops reading a pipeline's answers when one
-// of them is no, and only then tells the side that sends; with two appends in flight that side may already be waiting for
-// room, for ever: the follower gets nothing any more, and the node can't stop (hashicorp/raft v1.8.0, pipelineReplicate;
-// this can go when its AppendEntries ends with its reader).
+// boundedPipeline ends with the first answer that is no, and silence is one within the transport's timeout. Raft stops reading
+// a pipeline's answers then, and only then tells the side that sends; with two appends in flight that side may already be
+// waiting for room, for ever: the follower gets nothing any more, and the node can't stop (hashicorp/raft v1.8.0,
+// pipelineReplicate; this can go when its AppendEntries ends with its reader).
 type boundedPipeline struct {
 	raft.AppendPipeline
-	patience time.Duration
-	closed   func()
+	answers chan raft.AppendFuture
+	ended   chan struct{}
+	closed  func() // once or more; closes ended
 
 	said news // in the last append that was sent
 	when time.Time
@@ -42,15 +43,36 @@ func (p *boundedPipeline) stale(a *raft.AppendEntriesRequest, now time.Time) boo
 	return false
 }
 
-// AppendEntries sends, and closes the pipeline when there is no room for longer than an answer may take. Raft then goes on
-// with single appends, and opens another pipeline when they go well. Raft calls it one at a time, and looks at the error only.
+// AppendEntries sends. Raft calls it one at a time, and looks at the error only.
 func (p *boundedPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
 	if p.stale(args, time.Now()) {
 		return nil, nil
 	}
-	late := time.AfterFunc(p.patience, func() { _ = p.Close() })
-	defer late.Stop()
 	return p.AppendPipeline.AppendEntries(args, resp)
+}
+
+// Consumer gives the answers up to the first no.
+func (p *boundedPipeline) Consumer() <-chan raft.AppendFuture { return p.answers }
+
+// pass hands the answers on, and ends the pipeline after a no: whoever waits for room then waits in vain.
+func (p *boundedPipeline) pass() {
+	defer func() { _ = p.Close() }()
+	for {
+		select {
+		case answer := <-p.AppendPipeline.Consumer():
+			yes := answer.Response().Success
+			select {
+			case p.answers <- answer:
+			case <-p.ended:
+				return
+			}
+			if !yes {
+				return
+			}
+		case <-p.ended:
+			return
+		}
+	}
 }
 
 // Close may come more than once.
@@ -61,23 +83,26 @@ func (p *boundedPipeline) Close() error {
 
 // pipelines are the open ones, to be closed before Raft's shutdown, which waits for their appends.
 type pipelines struct {
-	mu   sync.Mutex
-	open map[*boundedPipeline]struct{} // nil after the end
+	mu      sync.Mutex
+	open    map[*boundedPipeline]struct{} // nil after the end
+	passing sync.WaitGroup
 }
 
-func (s *pipelines) add(p raft.AppendPipeline, patience time.Duration) (raft.AppendPipeline, error) {
-	b := &boundedPipeline{AppendPipeline: p, patience: patience}
-	b.closed = func() {
+func (s *pipelines) add(p raft.AppendPipeline) (raft.AppendPipeline, error) {
+	b := &boundedPipeline{AppendPipeline: p, answers: make(chan raft.AppendFuture, 1), ended: make(chan struct{})}
+	b.closed = sync.OnceFunc(func() {
+		close(b.ended)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.open, b)
-	}
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
 		return nil, errors.Join(raft.ErrPipelineShutdown, p.Close())
 	}
 	s.open[b] = struct{}{}
+	s.passing.Go(b.pass)
 	return b, nil
 }
 
@@ -90,6 +115,7 @@ func (s *pipelines) end() {
 	for p := range all {
 		_ = p.Close()
 	}
+	s.passing.Wait()
 }
 
 // AppendEntriesPipeline is the library's, bounded.
@@ -98,5 +124,5 @@ func (t *gatedTransport) AppendEntriesPipeline(id raft.ServerID, target raft.Ser
 	if err != nil {
 		return nil, err
 	}
-	return t.pipelines.add(p, t.patience)
+	return t.pipelines.add(p)
 }

@@ -58,7 +58,6 @@ func (c *Cluster) openRaft() error {
 	})
 	c.transport = newGatedTransport(inner)
 	c.transport.tasks = &c.tasks
-	c.transport.patience = 2 * c.rpcTimeout()
 	c.transport.pause = min(c.cfg.RaftTimeout/4, 250*time.Millisecond)
 	c.transport.again = func(id NodeID, term uint64) bool {
 		<-opened
@@ -143,7 +142,6 @@ type gatedTransport struct {
 	again    func(id NodeID, term uint64) bool
 	answers  func(id NodeID) bool
 	pause    time.Duration
-	patience time.Duration // for the answer to an append
 	released chan struct{}
 	release  sync.Once
 
