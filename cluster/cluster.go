@@ -26,6 +26,7 @@ type Cluster struct {
 	records   Records
 	guard     Guard
 	log       *raftlog.Store
+	tail      tail
 	port      *port.Port
 	id        NodeID
 	boot      boot
@@ -95,7 +96,7 @@ func (c *Cluster) open() error {
 	id.begin()
 	c.identity, c.id, c.boot = id, id.ID, id.Boot
 	c.log, err = raftlog.Open(raftlog.Config{
-		Path: filepath.Join(c.cfg.DataDir, logFile), Fatal: c.cfg.Fatal, Snapshot: c.durable, Found: c.meter.note,
+		Path: filepath.Join(c.cfg.DataDir, logFile), Fatal: c.cfg.Fatal, Snapshot: c.durable, Found: c.meter.note, Stored: c.tail.set,
 	})
 	if err != nil {
 		return err

@@ -25,7 +25,7 @@ const (
 	// word is dialled anew soon after it is whole again.
 	minRPCTimeout = 3 * time.Second
 	headerTimeout = 10 * time.Second
-	commitPause   = 5 * time.Millisecond
+	commitPause   = 2 * time.Millisecond // until a follower hears what is committed, while there is anything to hear
 	poolPerPeer   = 3
 	addressMark   = "@"
 )
@@ -56,7 +56,7 @@ func (c *Cluster) openRaft() error {
 		ServerAddressProvider: addressBook{c, opened}, Stream: &raftStream{Listener: c.port.Listener(port.ProtoRaft), port: c.port},
 		MaxPool: poolPerPeer, MaxRPCsInFlight: 2, Timeout: c.rpcTimeout(), Logger: cfg.Logger, MsgpackUseNewTimeFormat: true,
 	})
-	c.transport = newGatedTransport(inner)
+	c.transport = newGatedTransport(inner, newPipelines(&c.tail, c.cfg.RaftTimeout))
 	c.transport.tasks = &c.tasks
 	c.transport.pause = min(c.cfg.RaftTimeout/4, 250*time.Millisecond)
 	c.transport.again = func(id NodeID, term uint64) bool {
@@ -145,11 +145,11 @@ type gatedTransport struct {
 	released chan struct{}
 	release  sync.Once
 
-	pipelines pipelines
+	pipelines *pipelines
 }
 
-func newGatedTransport(t *raft.NetworkTransport) *gatedTransport {
-	return &gatedTransport{NetworkTransport: t, out: make(chan raft.RPC), stopped: make(chan struct{}), released: make(chan struct{}), pipelines: pipelines{open: make(map[*boundedPipeline]struct{})}}
+func newGatedTransport(t *raft.NetworkTransport, p *pipelines) *gatedTransport {
+	return &gatedTransport{NetworkTransport: t, pipelines: p, out: make(chan raft.RPC), stopped: make(chan struct{}), released: make(chan struct{})}
 }
 
 func (t *gatedTransport) open()        { t.gate.Store(true) }

@@ -24,6 +24,8 @@ type Config struct {
 	Snapshot func() (index, term uint64)
 	// Found is told of each entry that is there already, and its size; nil doesn't want to know.
 	Found func(index uint64, size int)
+	// Stored is told the index of the last entry that was written; nil doesn't want to know.
+	Stored func(index uint64)
 }
 
 // Store is Raft's log store and stable store. Safe for concurrent use.
@@ -101,7 +103,11 @@ func (s *Store) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l})
 
 // StoreLogs writes entries, durably.
 func (s *Store) StoreLogs(l []*raft.Log) error {
-	return s.watched("write the raft log", func() error { return s.BoltStore.StoreLogs(l) })
+	err := s.watched("write the raft log", func() error { return s.BoltStore.StoreLogs(l) })
+	if err == nil && len(l) > 0 && s.cfg.Stored != nil {
+		s.cfg.Stored(l[len(l)-1].Index)
+	}
+	return err
 }
 
 // DeleteRange removes entries. What the state doesn't hold yet is never cut off the front: the state counts commands, and
