@@ -204,8 +204,9 @@ func (c *Cluster) Patiently(do func() error) error {
 	return again(do, whereTryingHelps...)
 }
 
-// whereTryingHelps is what the errors say on which clients that push try again.
-var whereTryingHelps = []string{": 503 ", ": 404 ", "EOF", "reset", "refused"}
+// whereTryingHelps is what the errors say on which clients that push try again. A node that stops closes the connections that
+// nobody uses, and a request that is just about to use one hears of it in words of its own.
+var whereTryingHelps = []string{": 503 ", ": 404 ", "EOF", "reset", "refused", "closed idle connection"}
 
 func again(do func() error, on ...string) error {
 	deadline := time.Now().Add(patience)
