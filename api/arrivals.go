@@ -31,7 +31,13 @@ type arrivalKey struct{}
 
 // came notes a connection, for the context of its requests.
 func (a *arrivals) came(ctx context.Context, c net.Conn) context.Context {
+	a.add(c)
+	return context.WithValue(ctx, arrivalKey{}, c)
+}
+
+func (a *arrivals) add(c net.Conn) {
 	a.mu.Lock()
+	a.forget(c)
 	var oldest net.Conn
 	if a.open.Len() == a.limit {
 		oldest = a.open.Front().Value.(net.Conn)
@@ -45,7 +51,6 @@ func (a *arrivals) came(ctx context.Context, c net.Conn) context.Context {
 	if oldest != nil {
 		_ = oldest.Close()
 	}
-	return context.WithValue(ctx, arrivalKey{}, c)
 }
 
 // gone forgets a connection that has asked something, or ended.

@@ -23,8 +23,9 @@ type gate struct {
 	queue        int64
 	wait         time.Duration
 
-	mu   sync.Mutex
-	from map[string]int // kept places that a source has or waits for
+	mu      sync.Mutex
+	from    map[string]int // kept places that a source has or waits for
+	waiting map[string]int // how many wait of a source
 }
 
 // place is what a request has at the gate, for leave.
@@ -36,7 +37,7 @@ type place struct {
 func newGate(inFlight, queue int, wait time.Duration) *gate {
 	return &gate{
 		places: make(chan struct{}, (inFlight+1)/2), kept: make(chan struct{}, inFlight/2), few: max(1, inFlight/32),
-		queue: int64(queue), wait: wait, from: make(map[string]int),
+		queue: int64(queue), wait: wait, from: make(map[string]int), waiting: make(map[string]int),
 	}
 }
 
@@ -61,11 +62,10 @@ func (g *gate) enter(ctx context.Context, source string) (place, error) {
 }
 
 func (g *gate) await(ctx context.Context, kept chan struct{}, source string) (place, error) {
-	if g.queued.Add(1) > g.queue {
-		g.queued.Add(-1)
+	if !g.join(source) {
 		return place{}, flood("requests wait")
 	}
-	defer g.queued.Add(-1)
+	defer g.quit(source)
 	timer := time.NewTimer(g.wait)
 	defer timer.Stop()
 	select {
@@ -79,6 +79,27 @@ func (g *gate) await(ctx context.Context, kept chan struct{}, source string) (pl
 		p := refuse(http.StatusServiceUnavailable, codeUnavailable, "this node is busy with other requests; try again or use another node")
 		p.retry = floodRetry
 		return place{}, p
+	}
+}
+
+// join takes a place in the queue, of which one source gets a quarter.
+func (g *gate) join(source string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.queued.Load() >= g.queue || g.waiting[source] >= max(1, int(g.queue/4)) {
+		return false
+	}
+	g.queued.Add(1)
+	g.waiting[source]++
+	return true
+}
+
+func (g *gate) quit(source string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.queued.Add(-1)
+	if g.waiting[source]--; g.waiting[source] == 0 {
+		delete(g.waiting, source)
 	}
 }
 

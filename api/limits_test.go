@@ -97,6 +97,41 @@ func TestGateKeepsPlaces(t *testing.T) {
 	}
 }
 
+// One source has a quarter of the queue, and leaves nothing behind there.
+func TestGateQueueIsShared(t *testing.T) {
+	g := newGate(1, 8, time.Minute)
+	has, err := g.enter(t.Context(), "served")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 4)
+	for i := range cap(ended) {
+		go func() {
+			_, err := g.enter(ctx, []string{"crowd", "other"}[i%2])
+			ended <- err
+		}()
+	}
+	eventually(t, func() error {
+		if n := g.queued.Load(); n != 4 {
+			return fmt.Errorf("%d wait", n)
+		}
+		return nil
+	})
+	if _, err := g.enter(ctx, "crowd"); explain(err).status != 429 {
+		t.Errorf("one more of the crowd: %v", err)
+	}
+	cancel()
+	for range cap(ended) {
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+	if g.leave(has); g.queued.Load() != 0 || len(g.waiting) != 0 || len(g.from) != 0 {
+		t.Errorf("%v and %v are left", g.waiting, g.from)
+	}
+}
+
 // A flood waits its turn; what is beyond the queue is told when to come back. Health answers in any case.
 func TestInFlightLimit(t *testing.T) {
 	f := newFixture(t, 1, func(c *Config) { c.MaxInFlight, c.MaxQueue = 1, 1 })
@@ -142,6 +177,40 @@ func TestConnectionLimit(t *testing.T) {
 		}
 		return nil
 	})
+	f.must(nil, server.Close())
+	work.Wait()
+}
+
+// Connections that rest make room for one that asks.
+func TestRestingConnectionsGo(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	lis := f.listen()
+	server := newServer(f.nodes[0].api.Handler(), nil, 4)
+	var work sync.WaitGroup
+	work.Go(func() { _ = server.Serve(lis) })
+	crowded := *f.nodes[0]
+	crowded.url = "http://" + lis.Addr().String()
+	const ask = "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
+	ended := make(chan error, 10)
+	for i := range cap(ended) {
+		conn := f.dial(&crowded, ask)
+		answers := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(answers, nil)
+		f.must(resp, err)
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+			t.Fatalf("connection %d: %s, %v", i, resp.Status, err)
+		}
+		if i > 1 {
+			f.must(nil, <-ended) // one of two went for it
+		}
+		work.Go(func() {
+			_, err := answers.ReadByte()
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			ended <- err
+		})
+	}
 	f.must(nil, server.Close())
 	work.Wait()
 }

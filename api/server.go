@@ -19,7 +19,8 @@ const (
 
 // NewServer makes a server for the public port or the control socket. A TLS handshake must be done within 30 s, a header must
 // come within 30 s and have at most 64 KiB (431 beyond); a connection may rest two minutes between requests, and beyond 16,384
-// of them the registry answers 429. At most 2,048 may have asked nothing yet; the oldest go. Bodies have no deadline in all: the handlers move one with the progress made.
+// of them the registry answers 429. At most 2,048 may have asked nothing yet, and half of all rest; of each the oldest go, so that
+// who only keeps connections keeps out nobody. Bodies have no deadline in all: the handlers move one with the progress made.
 func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
 	return newServer(h, logger, maxConnections)
 }
@@ -29,7 +30,7 @@ func newServer(h http.Handler, logger *slog.Logger, limit int64) *http.Server {
 		logger = slog.New(slog.DiscardHandler)
 	}
 	var open atomic.Int64
-	arriving := newArrivals(maxArrivals)
+	arriving, resting := newArrivals(maxArrivals), newArrivals(int(limit/2))
 	return &http.Server{
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			ctx = arriving.came(ctx, c)
@@ -39,8 +40,14 @@ func newServer(h http.Handler, logger *slog.Logger, limit int64) *http.Server {
 			return ctx
 		},
 		ConnState: func(c net.Conn, s http.ConnState) {
-			if s == http.StateClosed || s == http.StateHijacked {
+			switch s {
+			case http.StateIdle:
+				resting.add(c)
+			case http.StateActive:
+				resting.gone(c)
+			case http.StateClosed, http.StateHijacked:
 				arriving.gone(c)
+				resting.gone(c)
 				open.Add(-1)
 			}
 		},
