@@ -26,9 +26,8 @@ type Access struct {
 	PublicURL string
 	// Proxies are believed when they say whom they speak for (X-Forwarded-*).
 	Proxies []netip.Prefix
-	// TokenLife is how long an access token is good (default 5 minutes), RefreshLife one that stands for a password
-	// (default 30 days).
-	TokenLife, RefreshLife time.Duration
+	// TokenLife is how long an access token is good (default 5 minutes).
+	TokenLife time.Duration
 	// Hold is how long the answer to a login that comes too soon is kept back (default 500 ms).
 	Hold time.Duration
 	// Closed keeps everybody out until the first user is there: somebody is about to make one.
@@ -40,6 +39,7 @@ type Access struct {
 const (
 	tokenPath    = "/token"
 	tokenService = "pier"
+	refreshLife  = 30 * 24 * time.Hour // of a token that stands for a password
 )
 
 // need is what an endpoint asks of its caller. The zero value is none of them, so that an endpoint must say.
@@ -83,7 +83,6 @@ func newAccess(cfg Access, state *fsm.State, logger *slog.Logger) *access {
 	}
 	orDefault(&cfg.TokenLife, 5*time.Minute)
 	orDefault(&cfg.Hold, 500*time.Millisecond)
-	orDefault(&cfg.RefreshLife, 30*24*time.Hour)
 	people := identity.NewPeople()
 	return &access{cfg: cfg, state: state, logins: auth.NewLogins(cfg.Now, people), held: newDesk(), people: people, issuers: identity.NewIssuers(cfg.Now), logger: logger}
 }

@@ -185,11 +185,11 @@ func (a *API) Handler() http.Handler { return a.router(false) }
 // Control is the control socket: the same, and the whole control API.
 func (a *API) Control() http.Handler { return a.router(true) }
 
-// Relay answers what other nodes relay to this one. A path may keep its leading /relay. It relays nothing on, and doesn't
-// queue: the request has a place at the node that it came to.
+// Relay answers what other nodes relay to this one. It relays nothing on, and doesn't queue: the request has a place at the
+// node that it came to.
 func (a *API) Relay() http.Handler {
 	return a.observe(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a.serveRegistry(w, r, strings.TrimPrefix(r.URL.EscapedPath(), "/relay"), true)
+		a.serveRegistry(w, r, r.URL.EscapedPath(), true)
 	}))
 }
 
@@ -362,7 +362,7 @@ func (a *API) current(w http.ResponseWriter, r *http.Request) (stale, err error)
 	if err == nil || !errors.Is(err, ErrUnavailable) {
 		return nil, err
 	}
-	w.Header().Set("Warning", `299 - "answered from this node's own state, which may be old: `+reason(err)+`"`)
+	w.Header().Set("Warning", `299 - "answered from this node's own state, which may be old: `+oneLine(err.Error())+`"`)
 	return err, nil
 }
 
@@ -396,10 +396,7 @@ func (a *API) afterStart(ctx context.Context) error {
 	return nil
 }
 
-// reason is the text of err as it may stand in a quoted header.
-func reason(err error) string { return oneLine(err.Error()) }
-
-// oneLine is short and plain, whatever s is.
+// oneLine is short and plain, whatever s is: it may stand in a quoted header.
 func oneLine(s string) string {
 	const limit = 200
 	s = strings.Map(func(c rune) rune {

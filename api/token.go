@@ -127,7 +127,7 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 	}
 	if offline && c.Kind != auth.KindAnonymous && !c.IsJob() { // a job has its ID token for as long
 		c.Groups = d.Foremost(groups)
-		refresh, err := keys.IssueRefresh(c, tokenService, now, shorter(a.access.cfg.RefreshLife, c, now))
+		refresh, err := keys.IssueRefresh(c, tokenService, now, shorter(refreshLife, c, now))
 		if err != nil {
 			return err
 		}

@@ -303,7 +303,7 @@ func TestAnswersAreCurrent(t *testing.T) {
 		k.ServeHTTP(w, r)
 		return w.Code, w.Body.String()
 	}
-	if code, text := ask(ChallengePath+"old", host); code != 200 || text != "old answer" {
+	if code, text := ask(challengePath+"old", host); code != 200 || text != "old answer" {
 		t.Errorf("what is here: %d %s", code, text)
 	}
 	was := store.docs[k.docs.order(host)]
@@ -314,12 +314,12 @@ func TestAnswersAreCurrent(t *testing.T) {
 		t.Errorf("an old proof (%v)", err)
 	}
 	store.docs[k.docs.order(host)] = was
-	if code, text := ask(ChallengePath+"fresh", strings.ToUpper(host)+":80"); code != 200 || text != "fresh answer" {
+	if code, text := ask(challengePath+"fresh", strings.ToUpper(host)+":80"); code != 200 || text != "fresh answer" {
 		t.Errorf("what just came: %d %s", code, text)
 	}
 	for _, c := range [][2]string{
-		{ChallengePath + "other", host}, {ChallengePath, host}, {ChallengePath + "fresh", "evil.example.org"}, {ChallengePath + "fresh", "other.example.org"},
-		{ChallengePath + strings.Repeat("x", 300), host}, {ChallengePath + "../" + "fresh", host},
+		{challengePath + "other", host}, {challengePath, host}, {challengePath + "fresh", "evil.example.org"}, {challengePath + "fresh", "other.example.org"},
+		{challengePath + strings.Repeat("x", 300), host}, {challengePath + "../" + "fresh", host},
 	} {
 		if code, text := ask(c[0], c[1]); code != 404 || strings.Contains(text, "answer") {
 			t.Errorf("%v: %d %s", c, code, text)

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// ChallengePath is where ACME servers ask by http-01.
-const ChallengePath = "/.well-known/acme-challenge/"
+// challengePath is where ACME servers ask by http-01.
+const challengePath = "/.well-known/acme-challenge/"
 
 // proof answers by tls-alpn-01. What this node has may be the answer to an older question, so it is read anew.
 func (k *Keeper) proof(ctx context.Context, host string) (*tls.Certificate, error) {
@@ -25,14 +25,14 @@ func (k *Keeper) proof(ctx context.Context, host string) (*tls.Certificate, erro
 	return o.Proof.parse(host)
 }
 
-// ServeHTTP answers by http-01 below ChallengePath.
+// ServeHTTP answers by http-01 below challengePath.
 func (k *Keeper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	host := r.Host
 	if bare, _, err := net.SplitHostPort(host); err == nil {
 		host = bare
 	}
 	host = plainHost(host)
-	token := strings.TrimPrefix(r.URL.Path, ChallengePath)
+	token := strings.TrimPrefix(r.URL.Path, challengePath)
 	if !k.Covers(host) || token == "" || len(token) > 256 {
 		http.NotFound(w, r)
 		return

@@ -118,7 +118,7 @@ func covers(leaf *x509.Certificate, hosts []string) bool {
 
 func newCertificates(load func(time.Time) (*tls.Certificate, error), now func() time.Time, logger *slog.Logger) (*Certificates, error) {
 	c := &Certificates{load: load, now: now, logger: logger}
-	c.refresh()
+	c.Refresh()
 	if c.current == nil {
 		return nil, c.fault
 	}
@@ -129,7 +129,7 @@ func newCertificates(load func(time.Time) (*tls.Certificate, error), now func() 
 }
 
 // Run looks for a new certificate until ctx ends.
-func (c *Certificates) Run(ctx context.Context) error { return watch(ctx, c.refresh) }
+func (c *Certificates) Run(ctx context.Context) error { return watch(ctx, c.Refresh) }
 
 // watch looks again and again, until ctx ends.
 func watch(ctx context.Context, look func()) error {
@@ -146,9 +146,7 @@ func watch(ctx context.Context, look func()) error {
 }
 
 // Refresh looks for a new certificate now: when it is known that there is one, nobody should still see the old.
-func (c *Certificates) Refresh() { c.refresh() }
-
-func (c *Certificates) refresh() {
+func (c *Certificates) Refresh() {
 	c.busy.Lock()
 	defer c.busy.Unlock()
 	next, err := c.load(c.now())

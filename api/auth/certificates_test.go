@@ -140,24 +140,24 @@ func TestCertificateIsRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := c.current
-	c.refresh()
+	c.Refresh()
 	if c.current != first {
 		t.Error("a good certificate is replaced")
 	}
 	at.pass(certificateLife - certificateRenew + time.Hour)
-	c.refresh()
+	c.Refresh()
 	renewed := c.current
 	if renewed == first || !renewed.Leaf.NotAfter.After(first.Leaf.NotAfter) {
 		t.Error("the certificate isn't renewed before it ends")
 	}
 	hosts = []string{"a.lan", "b.lan"}
-	c.refresh()
+	c.Refresh()
 	if c.current == renewed || c.current.Leaf.VerifyHostname("b.lan") != nil {
 		t.Error("a new name isn't covered")
 	}
 	by = authority(t, 2)
 	at.pass(certificateRenew - certificateLife - time.Hour) // today again, for a client that looks
-	c.refresh()
+	c.Refresh()
 	if _, err := dial(t, c, by, "b.lan"); err != nil {
 		t.Errorf("after the secret has changed: %v", err)
 	}
@@ -212,15 +212,15 @@ func TestFilesAreReloaded(t *testing.T) {
 	}
 	var said strings.Builder
 	c.logger = slog.New(slog.NewTextHandler(&said, nil))
-	c.refresh()
+	c.Refresh()
 	if said.Len() != 0 {
 		t.Errorf("there is nothing new: %s", said.String())
 	}
 	if err := os.WriteFile(key, []byte("broken"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.refresh()
-	c.refresh()
+	c.Refresh()
+	c.Refresh()
 	if c.Fault() == nil || strings.Count(said.String(), "can't be used") != 1 {
 		t.Errorf("of a broken key is said %q", said.String())
 	}
@@ -232,11 +232,11 @@ func TestFilesAreReloaded(t *testing.T) {
 		t.Fatal(err)
 	}
 	writePair(t, dir, second)
-	c.refresh()
+	c.Refresh()
 	if _, err := dial(t, c, a, "b.lan"); err != nil || c.Fault() != nil || !c.Covers("b.lan") || c.Covers("a.lan") {
 		t.Errorf("the new pair isn't in use: %v, %v", err, c.Fault())
 	}
-	c.refresh()
+	c.Refresh()
 	if strings.Count(said.String(), "is in use") != 1 || strings.Count(said.String(), "\n") != 2 {
 		t.Errorf("of two changes is said %q", said.String())
 	}
@@ -264,7 +264,7 @@ func TestNewPairIsNotGood(t *testing.T) {
 	for name, bad := range map[string]*tls.Certificate{"has been over": over, "does not match": strange, "is not good before": early} {
 		writePair(t, dir, bad)
 		for range 2 {
-			c.refresh()
+			c.Refresh()
 			if err := c.Fault(); err == nil || !strings.Contains(err.Error(), name) {
 				t.Errorf("%s: the fault is %v", name, err)
 			}
@@ -275,11 +275,11 @@ func TestNewPairIsNotGood(t *testing.T) {
 	}
 	writePair(t, dir, early)
 	at.pass(72 * time.Hour)
-	if c.refresh(); c.Fault() != nil || c.Leaf().VerifyHostname("early.lan") != nil {
+	if c.Refresh(); c.Fault() != nil || c.Leaf().VerifyHostname("early.lan") != nil {
 		t.Errorf("what has become good isn't in use: %v", c.Fault())
 	}
 	at.pass(2 * certificateLife)
-	if c.refresh(); c.Fault() == nil {
+	if c.Refresh(); c.Fault() == nil {
 		t.Error("the certificate in use is over, and there is no fault")
 	}
 	writePair(t, dir, over)

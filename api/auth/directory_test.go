@@ -28,7 +28,7 @@ func TestPatterns(t *testing.T) {
 		{"*-x-*", []string{"a-x-b", "-x-", "a-x-x-b"}, []string{"a-x", "ax-b"}},
 		{"a*b*c", []string{"abc", "aXbYc", "abbc"}, []string{"ab", "acb"}},
 	} {
-		if err := CheckPattern(c.pattern); err != nil {
+		if err := checkPattern(c.pattern); err != nil {
 			t.Error(err)
 		}
 		d := NewDirectory(true, nil, []Grant{{"u", Pull, c.pattern}})
@@ -81,12 +81,12 @@ func TestNamesAndPatterns(t *testing.T) {
 			if got := CheckName(s) == nil; got != name.MatchString(s) {
 				t.Errorf("the name %q is accepted: %v", s, got)
 			}
-			if got := CheckPattern(s) == nil; got != segment.MatchString(s) {
+			if got := checkPattern(s) == nil; got != segment.MatchString(s) {
 				t.Errorf("the pattern %q is accepted: %v", s, got)
 			}
 		}
 	}
-	if err := errors.Join(CheckName(strings.Repeat("x", maxName)), CheckPattern(strings.Repeat("x", maxPattern))); err != nil {
+	if err := errors.Join(CheckName(strings.Repeat("x", maxName)), checkPattern(strings.Repeat("x", maxPattern))); err != nil {
 		t.Error(err)
 	}
 	if r, err := ParseRight("write"); err == nil {
@@ -223,7 +223,7 @@ func TestWhoIsActive(t *testing.T) {
 func FuzzPattern(f *testing.F) {
 	f.Add("a/**/b*", "a/x/bc")
 	f.Fuzz(func(t *testing.T, pattern, repo string) {
-		if CheckPattern(pattern) != nil {
+		if checkPattern(pattern) != nil {
 			return
 		}
 		d := NewDirectory(true, nil, []Grant{{"u", Pull, pattern}})

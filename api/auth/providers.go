@@ -2,7 +2,6 @@ package auth
 
 import (
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -17,11 +16,6 @@ type Provider struct {
 	Passwords bool
 	// Robot is whom it vouches for where it is a trust rule, and then for nobody else.
 	Robot string
-}
-
-// Providers lists them.
-func (d *Directory) Providers() []Provider {
-	return slices.SortedFunc(maps.Values(d.providers), func(a, b Provider) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // asked tells whether a login with that name is a provider's to check, which one's (empty: whoever knows it), and what the

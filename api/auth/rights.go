@@ -80,14 +80,14 @@ func (g Grant) Validate() error {
 	if g.Subject == Anonymous && g.Right == Admin {
 		faults = append(faults, errors.New("anonymous can't have admin: everybody could change everything"))
 	}
-	return errors.Join(append(faults, CheckSubject(g.Subject), CheckPattern(g.Pattern))...)
+	return errors.Join(append(faults, checkSubject(g.Subject), checkPattern(g.Pattern))...)
 }
 
 // GroupSubject is the subject of a group's grants.
 func GroupSubject(group string) string { return groupPrefix + group }
 
-// CheckSubject accepts a name, group:NAME or anonymous.
-func CheckSubject(s string) error {
+// checkSubject accepts a name, group:NAME or anonymous.
+func checkSubject(s string) error {
 	if s == Anonymous {
 		return nil
 	}
@@ -115,9 +115,9 @@ func CheckName(s string) error {
 	return nil
 }
 
-// CheckPattern accepts a repository name in which * stands for any characters of one segment, and a segment ** for any
+// checkPattern accepts a repository name in which * stands for any characters of one segment, and a segment ** for any
 // number of segments, at the end for at least one.
-func CheckPattern(p string) error {
+func checkPattern(p string) error {
 	if p == "" || len(p) > maxPattern {
 		return fmt.Errorf("pattern %.80q: 1 to %d characters", p, maxPattern)
 	}
