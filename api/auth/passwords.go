@@ -80,7 +80,8 @@ type Logins struct {
 	runs    *line // for a bcrypt
 	again   *line // the same, for who was right from there before
 	people  People
-	asks    *line // for a provider
+	asks    *line // for a directory
+	codes   *line // for a login that is proven elsewhere
 	even    time.Duration
 
 	mu       sync.Mutex
@@ -101,7 +102,7 @@ type verified struct {
 func NewLogins(now func() time.Time, people People) *Logins {
 	l := &Logins{
 		now: now, key: []byte(rand.Text()), dummy: []byte(dummyHash), compare: bcrypt.CompareHashAndPassword,
-		runs: newLine(max(1, runtime.GOMAXPROCS(0)/2)), again: newLine(1), people: people, asks: newLine(maxAsks), even: evenAnswers,
+		runs: newLine(max(1, runtime.GOMAXPROCS(0)/2)), again: newLine(1), people: people, asks: newLine(maxAsks), codes: newLine(maxAsks), even: evenAnswers,
 		verified: make(map[[sha256.Size]byte]verified),
 		accounts: newFailures(5, 10*time.Second), sources: newFailures(20, 30*time.Second), misses: newFailures(0, 0),
 		known: newFailures(0, 0),

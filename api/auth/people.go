@@ -16,7 +16,8 @@ type People interface {
 }
 
 const (
-	// maxAsks is how many logins ask providers at a time. They have a line of their own: one that hangs holds up nobody else.
+	// maxAsks is how many logins ask directories at a time, and how many OpenID providers. Each have a line of their own: one that
+	// hangs holds up nobody else.
 	maxAsks = 8
 	// evenAnswers is what the time of a wrong login is rounded up to where providers check passwords. A name that only they
 	// know takes another time there than a wrong password, and yet another than one of ours takes here.
@@ -35,7 +36,7 @@ func (l *Logins) outside(ctx context.Context, d *Directory, name, password, sour
 			return c, nil
 		}
 	}
-	who, err := l.ask(ctx, account, from, func() (Caller, error) {
+	who, err := l.ask(ctx, l.asks, account, from, func() (Caller, error) {
 		if password == "" { // which LDAP would take for no password asked
 			return Caller{}, ErrWrongLogin
 		}
@@ -56,26 +57,26 @@ func (l *Logins) outside(ctx context.Context, d *Directory, name, password, sour
 	return c, nil
 }
 
-// Elsewhere takes a login that is proven elsewhere, by what only check knows: as few at a time as ask providers, and with the
+// Elsewhere takes a login that is proven elsewhere, by what only check knows: as few at a time as ask directories, and with the
 // pauses of a source that wrong ones come from. An ErrWrongLogin is one.
 func (l *Logins) Elsewhere(ctx context.Context, source string, check func() (Caller, error)) (Caller, error) {
 	from := SourceKey(source)
 	account := "\x00" + from // no name is known yet
-	c, err := l.ask(ctx, account, from, check)
+	c, err := l.ask(ctx, l.codes, account, from, check)
 	if err != nil {
 		l.missed(account, from)
 	}
 	return c, err
 }
 
-func (l *Logins) ask(ctx context.Context, account, from string, check func() (Caller, error)) (Caller, error) {
+func (l *Logins) ask(ctx context.Context, in *line, account, from string, check func() (Caller, error)) (Caller, error) {
 	if err := l.tooSoon(account, from); err != nil {
 		return Caller{}, err
 	}
-	if err := l.asks.enter(ctx, from); err != nil {
+	if err := in.enter(ctx, from); err != nil {
 		return Caller{}, err
 	}
-	defer l.asks.done()
+	defer in.done()
 	if err := l.tooSoon(account, from); err != nil {
 		return Caller{}, err // those before it in the line were wrong
 	}

@@ -391,6 +391,11 @@ func TestAgainWhereNobodyIsAsked(t *testing.T) {
 	if got, err := l.Again(ctx, d, c, "x"); !errors.Is(err, ErrWrongLogin) {
 		t.Errorf("of other settings: %+v, %v", got, err)
 	}
+	soon, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := l.Elsewhere(soon, "x", func() (Caller, error) { return c, nil }); err != nil {
+		t.Errorf("a login that is proven elsewhere: %v", err)
+	}
 }
 
 // What a token says of somebody from outside holds as long as nothing here says otherwise.
