@@ -298,6 +298,13 @@ func TestProviderDown(t *testing.T) {
 	f, i := withPeople(t, 2, nil)
 	form := f.browser(f.nodes[0])
 	got := f.given(f.postToken(f.nodes[0], f.browser(f.nodes[0])))
+	// A client's secret that isn't the provider's is no fault of who logs in, and no wrong login.
+	f.provide(i, func(o *client.OIDC) { o.ClientSecret = "that of last year" })
+	for range 25 {
+		f.want(f.postToken(f.nodes[0], form), 503, codeUnavailable)
+	}
+	f.provide(i, nil)
+	got = f.given(f.postToken(f.nodes[0], f.browser(f.nodes[0])))
 	i.Down(true)
 	f.want(f.doOn(f.nodes[1], "GET", "/api/v1/login", nil), 503, codeUnavailable)
 	f.want(f.postToken(f.nodes[1], form), 503, codeUnavailable)

@@ -324,6 +324,8 @@ func (s *Issuers) Redeem(ctx context.Context, i Issuer, clientID, secret string,
 	token, err := cfg.Exchange(oidc.ClientContext(ctx, s.of(i).client), c.Code, oauth2.VerifierOption(c.Verifier))
 	var refused *oauth2.RetrieveError
 	switch {
+	case errors.As(err, &refused) && refused.ErrorCode == "invalid_client":
+		return "", &UnreachableError{Issuer: i.URL, Err: errors.New("it does not take the client's ID or secret; `pier provider add oidc … --replace` sets them")}
 	case errors.As(err, &refused) && refused.Response.StatusCode/100 == 4:
 		return "", rejected("its issuer refuses the code of this login (%.80q); begin again", refused.ErrorCode)
 	case errors.As(err, &refused):
