@@ -72,6 +72,24 @@ func TestAccessLog(t *testing.T) {
 	}
 }
 
+// Who asks for a token is in the access log, by whatever way.
+func TestAccessLogOfTokens(t *testing.T) {
+	var mu sync.Mutex
+	var log bytes.Buffer
+	f := withAccess(t, 1, func(c *Config) { c.AccessLog = slog.New(slog.NewTextHandler(lockedWriter{&mu, &log}, nil)) })
+	f.user("root")
+	f.want(f.do("GET", "/token", nil, "Authorization: "+basic(f, "root"), "X-Request-Id: one"), 200, "")
+	f.want(f.do("POST", "/token", "grant_type=password&username=root&password=root%27s-password", "Content-Type: application/x-www-form-urlencoded", "X-Request-Id: two"), 200, "")
+	eventually(t, func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if got := strings.Count(log.String(), "path=/token status=200"); got != 2 || strings.Count(log.String(), "user=root") != 2 {
+			return errors.New(log.String())
+		}
+		return nil
+	})
+}
+
 // A fault in a handler ends the request and not the process.
 func TestPanic(t *testing.T) {
 	f := newFixture(t, 1, nil)

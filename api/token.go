@@ -43,6 +43,7 @@ func (a *API) getToken(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	exchangeOf(r.Context()).caller = c
 	query := r.URL.Query()
 	// A refresh token stands for a password. Who came by certificate has that again, and would outlive its CA with another.
 	byPassword := r.Header.Get("Authorization") != ""
@@ -81,6 +82,7 @@ func (a *API) postToken(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	exchangeOf(r.Context()).caller = c
 	return a.sendToken(w, d, c, r.PostForm, r.PostForm.Get("access_type") == "offline" && r.PostForm.Get("grant_type") != "refresh_token")
 }
 
