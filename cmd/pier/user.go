@@ -165,6 +165,8 @@ func (o *userOptions) newSwitch(word string, disabled bool) *cobra.Command {
 func (o *userOptions) newGroups() *cobra.Command {
 	return &cobra.Command{
 		Use: "groups NAME [GROUP…]", Short: "Say which groups a user is in, and no others", Args: cobra.MinimumNArgs(1),
+		Long: "Say which groups a user is in, and no others. The user's tokens from before end, and with them what docker login has kept: it\n" +
+			"is to be done anew.",
 		Example: "  pier user groups alice dev ops",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			groups := append([]string{}, args[1:]...)
