@@ -173,7 +173,7 @@ func TestCertificateFollowsTheClock(t *testing.T) {
 			t.Fatal(err)
 		}
 		at.pass(-wrong)
-		c.refresh()
+		c.Refresh()
 		if _, err := dial(t, c, by, "a.lan"); err != nil || c.Fault() != nil {
 			t.Errorf("after the clock was wrong by %s: %v, %v", wrong, err, c.Fault())
 		}
