@@ -386,6 +386,7 @@ func (a *API) getAudit(r *http.Request) (any, error) {
 			var err error
 			if pages[i], err = a.askAudit(r.Context(), n.ID, r.URL.RawQuery); err != nil {
 				a.logger.Warn("a node's audit log can't be read now", "peer", n.ID, "request", exchangeOf(r.Context()).id, "err", err)
+				pages[i] = client.AuditPage{Silent: []string{cmp.Or(n.Name, string(n.ID))}}
 			}
 			return nil
 		})
@@ -402,6 +403,7 @@ func (a *API) mergeAudit(query url.Values, pages []client.AuditPage) (client.Aud
 	all := client.AuditPage{Lines: []client.AuditLine{}}
 	for _, p := range pages {
 		all.Lines = append(all.Lines, p.Lines...)
+		all.Silent = append(all.Silent, p.Silent...)
 		if known, err := parseCursor(p.Next); err == nil {
 			maps.Copy(next, known)
 		}

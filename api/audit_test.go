@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -114,6 +115,25 @@ func TestAudit(t *testing.T) {
 	f.want(f.do("GET", "/api/v1/audit?limit=x", nil, "Authorization: Bearer "+root), 400, codeInvalid)
 	f.want(f.do("GET", "/api/v1/audit", nil, "Authorization: "+basic(f, "alice")), 403, codeDenied)
 	f.want(f.do("GET", "/api/v1/audit", nil), 401, codeUnauthorized)
+}
+
+// A node that doesn't answer is named: that nothing was done there is another thing.
+func TestAuditNamesTheSilent(t *testing.T) {
+	f := withAccess(t, 2, audits(t, false))
+	f.user("root")
+	silent := func() []string {
+		t.Helper()
+		var page client.AuditPage
+		f.must(nil, json.Unmarshal(f.want(f.do("GET", "/api/v1/audit", nil, "Authorization: "+basic(f, "root")), 200, "").body, &page))
+		return page.Silent
+	}
+	if got := silent(); len(got) != 0 {
+		t.Errorf("all answer, and silent are %q", got)
+	}
+	f.nodes[1].down()
+	if got := silent(); !slices.Equal(got, []string{"node-1"}) {
+		t.Errorf("a node is down, and silent are %q", got)
+	}
 }
 
 // Pulls are written down where that is wanted, and what another node relays only there.

@@ -28,10 +28,12 @@ type AuditLine struct {
 	Status     int       `json:"status"`
 }
 
-// AuditPage has lines, and in Next where to go on behind them.
+// AuditPage has lines, and in Next where to go on behind them. Silent are the nodes whose lines are not among them, since they
+// don't answer.
 type AuditPage struct {
-	Lines []AuditLine `json:"lines"`
-	Next  string      `json:"next"`
+	Lines  []AuditLine `json:"lines"`
+	Next   string      `json:"next"`
+	Silent []string    `json:"silent,omitempty"`
 }
 
 // AuditRequest chooses lines: the newest, or where After is what a page gave as Next the oldest that came since. Empty fields

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -50,10 +51,16 @@ const (
 
 func (o *controlOptions) audit(cmd *cobra.Command, r client.AuditRequest, follow bool) error {
 	c := o.client()
+	silent := ""
 	for {
 		page, err := c.Audit(cmd.Context(), r)
 		if err != nil {
 			return err
+		}
+		if now := strings.Join(page.Silent, ", "); now != silent {
+			if silent = now; now != "" {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: no answer from %s, whose lines are missing\n", now)
+			}
 		}
 		for _, l := range page.Lines {
 			if err := o.showLine(cmd, l); err != nil {

@@ -135,16 +135,19 @@ func setURL(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("ADDRESS", found[1])
 }
 
-// Who gives several requests the same ID hides none of them.
+// Who gives several requests the same ID hides none of them, and nodes that are silent aren't passed over in silence.
 func TestAuditShowsAll(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `{"lines":[{"time":"2026-01-02T03:04:05Z","request":"x","action":"PUT manifest","reference":"1"},`+
+		_, _ = io.WriteString(w, `{"silent":["b","c"],"lines":[{"time":"2026-01-02T03:04:05Z","request":"x","action":"PUT manifest","reference":"1"},`+
 			`{"time":"2026-01-02T03:04:06Z","request":"x","action":"PUT manifest","reference":"2"}]}`)
 	}))
 	defer server.Close()
-	var out strings.Builder
-	if code := run(t.Context(), []string{"audit", "--server", server.URL, "-o", "json"}, &out, &out); code != 0 || strings.Count(out.String(), "\n") != 2 {
+	var out, warned strings.Builder
+	if code := run(t.Context(), []string{"audit", "--server", server.URL, "-o", "json"}, &out, &warned); code != 0 || strings.Count(out.String(), "\n") != 2 {
 		t.Errorf("%d: %s", code, out.String())
+	}
+	if !strings.Contains(warned.String(), "no answer from b, c,") {
+		t.Errorf("who is silent isn't named: %s", warned.String())
 	}
 }
