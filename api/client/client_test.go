@@ -77,6 +77,23 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// A login is called over only by a server that says so: another fault is told as it is.
+func TestLoginIsOver(t *testing.T) {
+	status := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+	c := New(Options{Server: server.URL, Login: Login{Token: "x"}})
+	for code, want := range map[int]bool{http.StatusUnauthorized: true, http.StatusServiceUnavailable: false, http.StatusInternalServerError: false} {
+		status = code
+		if _, err := c.Status(t.Context()); err == nil || strings.Contains(err.Error(), "pier login") != want {
+			t.Errorf("%d: %v", code, err)
+		}
+	}
+	server.Close()
+	if _, err := c.Status(t.Context()); err == nil || !strings.HasPrefix(err.Error(), "no answer from the node") {
+		t.Errorf("nobody there: %v", err)
+	}
+}
+
 func TestNobodyAnswers(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "none.sock")
 	_, err := New(Options{Socket: socket}).Status(t.Context())

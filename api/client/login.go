@@ -91,8 +91,12 @@ func (c *Client) authorize(req *http.Request) error {
 	defer c.login.mu.Unlock()
 	if time.Now().After(c.login.ends) {
 		answer, err := c.token(req.Context(), url.Values{"grant_type": {"refresh_token"}, "refresh_token": {c.login.refresh}})
-		if err != nil {
+		var refused *Error
+		if errors.As(err, &refused) && refused.Status == http.StatusUnauthorized {
 			return fmt.Errorf("the login is not good any more (pier login): %w", err)
+		}
+		if err != nil {
+			return err
 		}
 		c.login.access = answer.Access
 		c.login.ends = time.Now().Add(time.Duration(answer.Expires) * time.Second / 2)
