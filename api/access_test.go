@@ -21,7 +21,7 @@ import (
 )
 
 // withAccess starts n nodes with the same token keys, as one cluster's are.
-func withAccess(t *testing.T, n int, change func(*Config)) *fixture {
+func withAccess(t testing.TB, n int, change func(*Config)) *fixture {
 	t.Helper()
 	seed := make([]byte, 32)
 	return newFixture(t, n, func(c *Config) {

@@ -141,7 +141,7 @@ type testNode struct {
 
 // fixture is a cluster of nodes for one test.
 type fixture struct {
-	*testing.T
+	testing.TB
 	nodes  []*testNode
 	log    *testLog
 	client *http.Client
@@ -150,11 +150,11 @@ type fixture struct {
 }
 
 // newFixture starts n nodes. At the end of the test no goroutine may be left, and no file of a node open.
-func newFixture(t *testing.T, n int, change func(*Config)) *fixture {
+func newFixture(t testing.TB, n int, change func(*Config)) *fixture {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { eventually(t, func() error { return goleak.Find(before) }) })
-	f := &fixture{T: t, log: &testLog{}, peers: make(map[string]string)}
+	f := &fixture{TB: t, log: &testLog{}, peers: make(map[string]string)}
 	transport := &http.Transport{DisableCompression: true}
 	f.client = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for i := range n {
@@ -289,7 +289,7 @@ func (f *fixture) peerTransport() http.RoundTripper {
 }
 
 // checkClosed wants none of the node's blobs and uploads to be open in this process.
-func (n *testNode) checkClosed(t *testing.T) {
+func (n *testNode) checkClosed(t testing.TB) {
 	eventually(t, func() error {
 		if open := n.openFiles(); len(open) > 0 {
 			return fmt.Errorf("still open: %v", open)
@@ -315,7 +315,7 @@ func (n *testNode) openFiles() []string {
 }
 
 // uploads are the names of the files in the node's folder of uploads.
-func (n *testNode) uploads(t *testing.T) []string {
+func (n *testNode) uploads(t testing.TB) []string {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(n.dir, "uploads"))
 	if err != nil {
@@ -329,7 +329,7 @@ func (n *testNode) uploads(t *testing.T) []string {
 }
 
 // eventually waits until check is content.
-func eventually(t *testing.T, check func() error) {
+func eventually(t testing.TB, check func() error) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()

@@ -107,11 +107,11 @@ func TestManifestRefusals(t *testing.T) {
 		"long tag":         {strings.Repeat("t", 129), good, fsm.TypeOCIManifest, 400, codeTagInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f.T = t
+			f.TB = t
 			f.want(f.do("PUT", "/v2/a/manifests/"+c.ref, c.body, "Content-Type: "+c.mediaType), c.status, c.code)
 		})
 	}
-	f.T = t
+	f.TB = t
 	got := f.do("PUT", "/v2/a/manifests/t", image("", config, absent), typeManifest)
 	if !bytes.Contains(got.body, []byte(digest.FromBytes(absent))) {
 		t.Errorf("the refusal doesn't name what is missing: %s", got.body)
