@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pier/api/auth"
@@ -68,10 +69,15 @@ type access struct {
 	issuers *identity.Issuers
 	logger  *slog.Logger
 
-	mu      sync.Mutex
-	version uint64
-	current *auth.Directory
-	rules   []identity.Rule // as current has them
+	current atomic.Pointer[picture]
+	making  sync.Mutex // held by who makes the next one: the others need it too
+}
+
+// picture is who there is, at one version of the state.
+type picture struct {
+	version   uint64
+	directory *auth.Directory
+	rules     []identity.Rule
 }
 
 func newAccess(cfg Access, state *fsm.State, logger *slog.Logger) *access {
@@ -93,28 +99,39 @@ func (x *access) directory() (*auth.Directory, error) {
 	return d, err
 }
 
-// versioned is the directory with the version of the state that it is of. It is made anew when the state says that something
-// changed.
+// versioned is the directory with the version of the state that it is of.
 func (x *access) versioned() (*auth.Directory, uint64, error) {
-	version, err := x.state.AccessVersion()
+	p, err := x.picture()
 	if err != nil {
-		return nil, 0, fmt.Errorf("read who has access: %w", err)
+		return nil, 0, err
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.current != nil && x.version == version {
-		return x.current, version, nil
+	return p.directory, p.version, nil
+}
+
+// picture is made anew when the state says that something changed, by the first who asks.
+func (x *access) picture() (*picture, error) {
+	if p := x.current.Load(); p != nil && p.version == x.state.AccessVersion() {
+		return p, nil
+	}
+	x.making.Lock()
+	defer x.making.Unlock()
+	p := x.current.Load()
+	if p != nil && p.version == x.state.AccessVersion() {
+		return p, nil
 	}
 	a, err := x.state.Access()
 	if err != nil {
-		return nil, 0, fmt.Errorf("read who has access: %w", err)
+		return nil, fmt.Errorf("read who has access: %w", err)
+	}
+	if p != nil && p.version == a.Version { // a change is on its way, and not there yet
+		return p, nil
 	}
 	a.On = a.On || x.cfg.Closed && !a.Decided
-	providers := x.providersOf(a.Providers)
+	providers, rules := x.providersOf(a.Providers), x.rulesOf(a.Trusts)
 	x.people.Set(providers)
-	x.rules = x.rulesOf(a.Trusts)
-	x.version, x.current = a.Version, directoryOf(a, providers, x.rules)
-	return x.current, x.version, nil
+	p = &picture{version: a.Version, directory: directoryOf(a, providers, rules), rules: rules}
+	x.current.Store(p)
+	return p, nil
 }
 
 func directoryOf(a fsm.Access, providers []identity.Provider, rules []identity.Rule) *auth.Directory {

@@ -41,12 +41,11 @@ func (x *access) rulesOf(documents []fsm.Document) []identity.Rule {
 
 // trusted gives the rules of the moment.
 func (x *access) trusted() ([]identity.Rule, error) {
-	if _, err := x.directory(); err != nil {
+	p, err := x.picture()
+	if err != nil {
 		return nil, err
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.rules, nil
+	return p.rules, nil
 }
 
 // verdict is what a rule makes of a token.

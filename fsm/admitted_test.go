@@ -19,14 +19,7 @@ func TestAdmitted(t *testing.T) {
 		_, err := do(t, s, Admitted{Access: access, Command: SetSetting{Key: "k", Value: "v"}})
 		return err
 	}
-	version := func() uint64 {
-		t.Helper()
-		v, err := s.AccessVersion()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
+	version := s.AccessVersion
 	if err := put(0); err != nil {
 		t.Fatalf("as open as when it was let in: %v", err)
 	}

@@ -10,14 +10,7 @@ import (
 // the version of Access.
 func TestDocuments(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "state.db"))
-	version := func() uint64 {
-		t.Helper()
-		v, err := s.AccessVersion()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
+	version := s.AccessVersion
 	refused := func(c Command, want error) {
 		t.Helper()
 		if _, err := do(t, s, c); !errors.Is(err, want) {

@@ -1,9 +1,13 @@
 package fsm
 
 import (
+	"bytes"
 	"errors"
 	"path/filepath"
+	"sync"
 	"testing"
+
+	"github.com/hashicorp/raft"
 )
 
 // accessState is a state whose access a test changes, command by command.
@@ -18,8 +22,8 @@ func (s accessState) access() Access {
 	if err != nil {
 		s.Fatal(err)
 	}
-	if v, err := s.state.AccessVersion(); err != nil || v != a.Version {
-		s.Errorf("version %d, %v, of %d", v, err, a.Version)
+	if v := s.state.AccessVersion(); v != a.Version {
+		s.Errorf("version %d of %d", v, a.Version)
 	}
 	return a
 }
@@ -101,5 +105,50 @@ func TestPrincipals(t *testing.T) {
 	s.changes(PutPrincipal{Principal: Principal{Name: "root"}})
 	if s.access().On || !s.access().Decided {
 		t.Error("what was opened by hand is closed by a new user")
+	}
+}
+
+// Whoever has read a change finds the version moved, however close behind, and after a snapshot and a restart too.
+func TestAccessVersionNeverLags(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	leader, s := open(t, filepath.Join(t.TempDir(), "l")), open(t, path)
+	stop := make(chan struct{})
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		for {
+			a, err := s.Access()
+			if v := s.AccessVersion(); err != nil || v < a.Version {
+				t.Errorf("version %d after an answer of %d, %v", v, a.Version, err)
+				return
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	})
+	toggle := func(s *State, i int) {
+		must(t, s, SetSetting{Key: SettingAccess, Value: []string{AccessOn, AccessOpen}[i%2]})
+	}
+	for i := range 200 {
+		toggle(s, i)
+	}
+	leader.StoreConfiguration(1000, raft.Configuration{Servers: []raft.Server{{ID: "n1", Address: "a:1"}}}) // ahead of it
+	for i := range 10 {
+		toggle(leader, i)
+		_, data := snapshotOf(t, leader)
+		if err := s.Restore(nopCloser{bytes.NewReader(data)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	reader.Wait()
+	last := s.AccessVersion()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if v := open(t, path).AccessVersion(); v != last || v <= 1000 {
+		t.Errorf("version %d before a restart, %d after it", last, v)
 	}
 }

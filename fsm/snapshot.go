@@ -202,9 +202,9 @@ func (s *State) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(next))
 	}
-	var index uint64
+	var index, access uint64
 	err = db.View(func(tx *bolt.Tx) error {
-		index = readNumber(tx, keyApplied)
+		index, access = readNumber(tx, keyApplied), readNumber(tx, keyAccess)
 		return nil
 	})
 	if err == nil {
@@ -217,6 +217,7 @@ func (s *State) Restore(r io.ReadCloser) error {
 		s.halt(err) // nobody knows which of the two files a restart would find
 		return errors.Join(err, db.Close())
 	}
+	s.access.Store(access) // before anybody can read the file: see AccessVersion
 	old := s.swapIn(db)
 	s.mu.Lock()
 	s.installs++

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -27,6 +28,8 @@ type Config struct {
 // State is the replicated state. Raft's goroutine applies; any number of others may query at the same time.
 type State struct {
 	cfg Config
+
+	access atomic.Uint64 // see AccessVersion
 
 	// swap is held for reading while a transaction begins, and for writing while an installed snapshot takes the file's place.
 	swap sync.RWMutex
@@ -59,6 +62,7 @@ func Open(cfg Config) (*State, error) {
 	s.db = db
 	err = db.View(func(tx *bolt.Tx) error {
 		s.applied = readNumber(tx, keyApplied)
+		s.access.Store(readNumber(tx, keyAccess))
 		return nil
 	})
 	if err != nil {
@@ -138,7 +142,11 @@ func (s *State) ApplyBatch(logs []*raft.Log) []any {
 			putNumber(tx, keyApplied, l.Index)
 			putNumber(tx, keyTerm, l.Term)
 		}
-		return c.store()
+		if err := c.store(); err != nil {
+			return err
+		}
+		s.access.Store(readNumber(tx, keyAccess)) // now, before it is committed: see AccessVersion
+		return nil
 	})
 	s.swap.RUnlock()
 	if err != nil {
