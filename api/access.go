@@ -183,8 +183,11 @@ func millis(t time.Time) int64 {
 // admit decides whether a request for an endpoint may go on. It comes before anything of the body is read.
 func (a *API) admit(r *http.Request, n need, rt route) error {
 	x := exchangeOf(r.Context())
+	if x.caller.Kind == auth.KindOperator {
+		return nil
+	}
 	d, version, err := a.access.versioned()
-	if err != nil || x.caller.Kind == auth.KindOperator {
+	if err != nil {
 		return err
 	}
 	if err := a.decide(r, d, n, rt); err != nil {

@@ -118,8 +118,11 @@ func clusterOrder[T any](a *API, do func(ctx context.Context, in T) (any, error)
 // nobody can log in, so only what needs no administrator works there.
 func (a *API) admitControl(r *http.Request, admin bool) error {
 	x := exchangeOf(r.Context())
+	if x.caller.Kind == auth.KindOperator {
+		return nil
+	}
 	d, version, err := a.access.versioned()
-	if err != nil || x.caller.Kind == auth.KindOperator {
+	if err != nil {
 		return err
 	}
 	if !d.On() {

@@ -198,3 +198,26 @@ func TestControlMayTakeLong(t *testing.T) {
 		t.Errorf("a long call: %v", err)
 	}
 }
+
+// What the operator does one after the other, as an import does, waits for no picture of all that there is; the next decision
+// has it all.
+func TestOperatorNeedsNoPicture(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	c, access := f.control(&spokenTo{}), f.nodes[0].api.access
+	f.user("root")
+	d, err := access.directory()
+	f.must(d, err)
+	before := access.current.Load()
+	for _, name := range []string{"ci1", "ci2", "ci3"} {
+		f.must(c.AddRobot(t.Context(), client.RobotRequest{Name: name}))
+	}
+	if access.current.Load() != before {
+		t.Error("each call of the operator makes the picture anew")
+	}
+	if d, err = access.directory(); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := d.Find("ci3"); !ok {
+		t.Error("the next decision is by the old picture")
+	}
+}
