@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"pier/api/client"
+	"pier/fsm"
 )
 
 // spokenTo is a cluster that remembers what it was asked, and answers with err.
@@ -153,6 +154,31 @@ func TestControlOverPublicPort(t *testing.T) {
 	f.want(f.do("POST", "/api/v1/acme/renew", "{}"), 403, codeDenied)
 	if cluster.heard != nil {
 		t.Errorf("the cluster heard %v", cluster.heard)
+	}
+}
+
+// What the cluster is told rests on what it has heard: an administrator whose rights were taken tells it nothing more at a node
+// that has yet to hear of that.
+func TestClusterOrdersRestOnWhatHoldsNow(t *testing.T) {
+	calls := []string{"secret/drop", "remove", "leave"}
+	f := withAccess(t, 1+len(calls), nil)
+	f.user("root")
+	f.user("chief", "admin:**")
+	chief, cluster := "Authorization: "+basic(f, "chief"), &spokenTo{}
+	for i, call := range calls {
+		n := f.nodes[i+1]
+		n.api.cluster = cluster
+		if f.want(f.doOn(n, "POST", "/api/v1/cluster/"+call, "{}", chief), 200, ""); cluster.heard == nil {
+			t.Errorf("%s comes to nobody", call)
+		}
+		cluster.heard = nil
+		n.log.set(func(l *nodeLog) { l.lagging = true })
+	}
+	f.must(f.nodes[0].log.Propose(f.Context(), fsm.DeleteGrant{Grant: fsm.Grant{Subject: "chief", Right: "admin", Pattern: "**"}}))
+	for i, call := range calls {
+		if got := f.doOn(f.nodes[i+1], "POST", "/api/v1/cluster/"+call, "{}", chief); got.StatusCode != 401 || cluster.heard != nil {
+			t.Errorf("%s: %d %s, and the cluster heard %v", call, got.StatusCode, got.body, cluster.heard)
+		}
 	}
 }
 
