@@ -26,6 +26,7 @@ import (
 	"pier/blobsync"
 	"pier/blobsync/store"
 	"pier/fsm"
+	"pier/test/wait"
 )
 
 // testLog applies commands to the states of all its nodes, one after the other, as a Raft log without Raft would.
@@ -331,20 +332,7 @@ func (n *testNode) uploads(t testing.TB) []string {
 // eventually waits until check is content.
 func eventually(t testing.TB, check func() error) {
 	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatal(err)
-		}
-	}
+	wait.Until(t, 20*time.Second, t.Name(), check)
 }
 
 type stateIndex struct{ *fsm.State }

@@ -19,6 +19,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"pier/cluster/port"
+	"pier/test/wait"
 )
 
 const patience = 20 * time.Second
@@ -280,21 +281,7 @@ func (m *member) mustGet(key, want string) {
 // eventually waits until check finds nothing wrong.
 func eventually(t testing.TB, check func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatal(err)
-		case <-tick.C:
-		}
-	}
+	wait.Until(t, patience, t.Name(), check)
 }
 
 // leader waits until one of the nodes leads.

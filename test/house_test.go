@@ -44,11 +44,12 @@ var arrows = map[string][]string{
 	"cmd/pier":        {"cmd/pier/node", "api/client"},
 	"test/oidc":       {},
 	"test/ports":      {},
+	"test/wait":       {},
 	"test":            {"*"},
 }
 
 // tools are the packages of test that any test may use. They import nothing of this module.
-var tools = []string{"test/oidc", "test/ports"}
+var tools = []string{"test/oidc", "test/ports", "test/wait"}
 
 // source is one parsed file.
 type source struct {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"pier/test/proxy"
+	"pier/test/wait"
 )
 
 const healthLimit = 90 * time.Second
@@ -64,7 +65,7 @@ func (d deployment) waitHealthy(t *testing.T) {
 	t.Helper()
 	for _, node := range nodes() {
 		id := d.container(t, node)
-		eventually(t, healthLimit, node+" healthy", func() error { return healthy(id) })
+		wait.Until(t, healthLimit, node+" healthy", func() error { return healthy(id) })
 	}
 	d.waitWhole(t)
 }
@@ -74,13 +75,13 @@ func (d deployment) waitWhole(t *testing.T) {
 	t.Helper()
 	for _, node := range nodes() {
 		id := d.container(t, node)
-		eventually(t, healthLimit, node+" ready", func() error {
+		wait.Until(t, healthLimit, node+" ready", func() error {
 			_, err := try(d.dir, nil, "docker", "exec", id, "pier", "health", "--push")
 			return err
 		})
 	}
 	for _, node := range nodes() {
-		eventually(t, 30*time.Second, "three nodes in "+node+"'s cluster status", func() error {
+		wait.Until(t, 30*time.Second, "three nodes in "+node+"'s cluster status", func() error {
 			s, err := d.status(t, node)
 			if err != nil {
 				return err

@@ -65,26 +65,6 @@ func docker(t *testing.T, args ...string) string {
 	return out
 }
 
-// eventually waits until f returns nil, up to a limit.
-func eventually(t *testing.T, limit time.Duration, what string, f func() error) {
-	t.Helper()
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline.C:
-			t.Fatalf("%s: not within %v: %v", what, limit, err)
-		case <-tick.C:
-		}
-	}
-}
-
 func healthy(container string) error {
 	out, err := try("", nil, "docker", "inspect", "--format", "{{.State.Status}} {{.State.Health.Status}}", container)
 	if err != nil {

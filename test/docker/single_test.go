@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"pier/test/wait"
 )
 
 // TestClassicSteps is what every tutorial on private registries does.
@@ -25,7 +27,7 @@ func TestClassicSteps(t *testing.T) {
 		}
 		docker(t, "rm", "-f", name)
 	})
-	eventually(t, 60*time.Second, name+" healthy", func() error { return healthy(name) })
+	wait.Until(t, 60*time.Second, name+" healthy", func() error { return healthy(name) })
 	registry := docker(t, "port", name, "5000/tcp")
 
 	i := layered(t, 3, 100<<10)
@@ -43,7 +45,7 @@ func TestClassicSteps(t *testing.T) {
 	i.pull(t, registry, "mydocker:0.1")
 
 	crash(t, name)
-	eventually(t, 60*time.Second, name+" healthy again", func() error {
+	wait.Until(t, 60*time.Second, name+" healthy again", func() error {
 		if n := docker(t, "inspect", "--format", "{{.RestartCount}}", name); n != "1" {
 			return errors.New(n + " restarts")
 		}

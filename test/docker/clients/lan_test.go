@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"pier/test/wait"
 )
 
 // insideLAN is set where a test runs on the client of the network that testdata/lan.sh makes.
@@ -66,7 +68,7 @@ func startNodes(t *testing.T) {
 			"--join", "node1:7000,node2:7000,node3:7000", "--bootstrap-expect", "3", "--cluster-secret-file", secret)
 	}
 	for _, m := range machines() {
-		eventually(t, m+" takes pushes", func() error {
+		wait.Until(t, 30*time.Second, m+" takes pushes", func() error {
 			_, err := on(m, "pier", "health", "--push")
 			return err
 		})
@@ -79,7 +81,7 @@ func startEngines(t *testing.T) {
 	background(t, "/", "containerd", "containerd")
 	background(t, "/", "dockerd", "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver=vfs",
 		"--containerd=/run/containerd/containerd.sock")
-	eventually(t, "the Docker engine answers", func() error {
+	wait.Until(t, 30*time.Second, "the Docker engine answers", func() error {
 		_, err := attempt("/", nil, "", "docker", "info")
 		return err
 	})
@@ -174,24 +176,4 @@ func background(t *testing.T, dir, title, name string, args ...string) {
 			t.Logf("%s said:\n%s", title, out.String()[max(0, out.Len()-8000):])
 		}
 	})
-}
-
-// eventually waits until f returns nil.
-func eventually(t *testing.T, what string, f func() error) {
-	t.Helper()
-	deadline := time.NewTimer(30 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline.C:
-			t.Fatalf("%s: not within 30 s: %v", what, err)
-		case <-tick.C:
-		}
-	}
 }

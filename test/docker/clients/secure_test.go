@@ -9,6 +9,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"pier/test/wait"
 )
 
 // TestSecure is "Secure it" of the README as it is typed, on three machines and a client that is none of them, and then what
@@ -88,7 +91,7 @@ func disabled(t *testing.T) {
 	must := must(t)
 	follow := follower(t)
 	must(on("node1", "pier", "user", "disable", "alice"))
-	eventually(t, "node2 refuses alice's token", func() error { // test/promises says how soon
+	wait.Until(t, 30*time.Second, "node2 refuses alice's token", func() error { // test/promises says how soon
 		if out, err := attempt("/", nil, "", "docker", "pull", names()[1]+"/team/app:1"); err == nil {
 			return &missing{out}
 		}
@@ -98,7 +101,7 @@ func disabled(t *testing.T) {
 	refused(t, "docker, disabled user logs in", "unauthorized: unknown user or wrong password",
 		"sh", "-c", "printf '%s' '"+alicePassword+"' | docker login -u alice --password-stdin "+names()[2])
 	for _, line := range []string{`node1 +operator .* 200 +POST /api/v1/access/change alice disabled=true`, `node3 .* 401 +GET token`} {
-		eventually(t, "the audit log has "+line, func() error { return follow(line) })
+		wait.Until(t, 30*time.Second, "the audit log has "+line, func() error { return follow(line) })
 	}
 	must(on("node2", "pier", "user", "enable", "alice"))
 }
