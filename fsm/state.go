@@ -201,6 +201,16 @@ func (c *change) clock(stamp time.Time) {
 	}
 }
 
+// Time is the newest stamp of a leader that the state has seen, by which what expires does.
+func (s *State) Time() (time.Time, error) {
+	var out time.Time
+	err := s.view(func(tx *bolt.Tx) error {
+		out = time.UnixMilli(int64(readNumber(tx, keyTime)))
+		return nil
+	})
+	return out, err
+}
+
 func (c *change) configuration(index uint64, data []byte) error {
 	return c.tx.Bucket(bucketMeta).Put(keyConfiguration, append(binary.BigEndian.AppendUint64(nil, index), data...))
 }

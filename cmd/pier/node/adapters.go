@@ -56,8 +56,18 @@ func (r *records) Mark(ctx context.Context, id cluster.NodeID, away, draining bo
 }
 
 func (r *records) CreateInvite(ctx context.Context, hash []byte, expires time.Time) error {
-	_, err := r.log.Propose(ctx, fsm.CreateInvite{Hash: hash, Expires: expires.UnixMilli()})
+	last, err := r.state.Time()
+	if err != nil {
+		return err
+	}
+	_, err = r.log.Propose(ctx, fsm.CreateInvite{Hash: hash, Expires: byStateTime(expires, time.Now(), last).UnixMilli()})
 	return err
+}
+
+// byStateTime gives an invite as long by the state's time as by this node's clock. The state's doesn't run back: where a leader's
+// clock was ahead for a moment, every invite would have expired when it is made, until the clocks are there too.
+func byStateTime(expires, now, last time.Time) time.Time {
+	return expires.Add(max(0, last.Sub(now)))
 }
 
 func (r *records) RedeemInvite(ctx context.Context, hash []byte) error {
