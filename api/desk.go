@@ -65,22 +65,26 @@ func (d *desk) enter(ctx context.Context, source string) error {
 	return nil
 }
 
-// take has a form read before its request takes a place. What comes slowly, or is large, is bounded as what waits is: there may
-// be many requests on each connection.
-func (d *desk) take(source string, read func() error) error {
+// take does what a request has to wait for before it takes a place, such as its form. What comes slowly, or is large, is bounded
+// as what waits is: there may be many requests on each connection.
+func (d *desk) take(source string, do func() error) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.waiting >= deskWaiting || d.from[source] >= deskFromOne {
+	full := d.waiting >= deskWaiting || d.from[source] >= deskFromOne
+	if !full {
+		d.waiting++
+		d.from[source]++
+	}
+	d.mu.Unlock()
+	if full {
 		return flood("requests for tokens")
 	}
-	d.from[source]++
-	d.waiting++
-	d.mu.Unlock()
-	err := read()
-	d.mu.Lock()
-	d.waiting--
-	d.forget(source)
-	return err
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.waiting--
+		d.forget(source)
+	}()
+	return do()
 }
 
 // wait is called, and returns, with the lock.
@@ -96,14 +100,7 @@ func (d *desk) wait(ctx context.Context, wait time.Duration) error {
 // hold keeps the answer to a login that came too soon for a moment, if there is room: who guesses without end would be answered
 // as fast as the answers can be made.
 func (d *desk) hold(ctx context.Context, source string, wait time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.waiting >= deskWaiting || d.from[source] >= deskFromOne {
-		return
-	}
-	d.from[source]++
-	_ = d.wait(ctx, wait)
-	d.forget(source)
+	_ = d.take(source, func() error { return pause(ctx, wait) })
 }
 
 func (d *desk) leave(source string) {
