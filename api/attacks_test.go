@@ -333,3 +333,32 @@ func TestSlowClientsLeaveRoom(t *testing.T) {
 		f.must(nil, c.Close())
 	}
 }
+
+// A registry that is open to its machine is not open to what a browser on it is shown: neither to a page that sends there, nor to
+// one whose name was the page's server before and is this machine now.
+func TestOpenRegistryAndPages(t *testing.T) {
+	f := newFixture(t, 1, nil)
+	const browser = "User-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n"
+	for _, x := range []struct {
+		method, path, host, headers string
+		want                        int
+	}{
+		{"POST", "/v2/a/blobs/uploads/", "127.0.0.1:5000", browser + "Sec-Fetch-Site: cross-site\r\n", 403},
+		{"POST", "/v2/a/blobs/uploads/", "127.0.0.1:5000", browser + "Origin: https://evil.example\r\n", 403},
+		{"POST", "/v2/a/blobs/uploads/", "evil.example:5000", browser + "Origin: http://evil.example:5000\r\n", 403},
+		{"GET", "/v2/_catalog", "evil.example:5000", browser, 403},
+		{"GET", "/v2/_catalog", "localhost.evil.example", browser, 403},
+		{"GET", "/api/v1/cluster/status", "evil.example:5000", browser, 403},
+		{"GET", "/v2/_catalog", "LocalHost:5000", browser, 200},
+		{"GET", "/v2/_catalog", "pier.localhost", browser, 200},
+		{"GET", "/v2/_catalog", "[::1]:5000", browser + "Sec-Fetch-Site: none\r\n", 200},
+		{"GET", "/v2/_catalog", "127.0.0.1", browser, 200},
+		{"GET", "/v2/_catalog", "registry.lan:5000", "User-Agent: docker/29.1\r\n", 200},
+		{"POST", "/v2/a/blobs/uploads/", "registry.lan:5000", "", 202},
+	} {
+		status, said := f.asSent(f.nodes[0], x.method+" "+x.path+" HTTP/1.1\r\nHost: "+x.host+"\r\n"+x.headers+"Content-Length: 0\r\nConnection: close\r\n\r\n")
+		if status != x.want {
+			t.Errorf("%s %s at %s, %q: %d %s", x.method, x.path, x.host, x.headers, status, said)
+		}
+	}
+}

@@ -129,7 +129,7 @@ func (a *API) admitControl(r *http.Request, admin bool) error {
 		if admin {
 			return errSocketOnly
 		}
-		return nil
+		return a.access.atHome(r)
 	}
 	if x.caller, err = a.access.identify(r, d); err != nil {
 		return err

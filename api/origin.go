@@ -55,6 +55,26 @@ func (x *access) source(r *http.Request) string {
 	return source
 }
 
+// errOtherSite is for browsers, in whose pages it is seen.
+var errOtherSite error = refuse(http.StatusForbidden, codeDenied, "a page of another site asks this; an open registry answers browsers only at localhost or at an address")
+
+// atHome refuses, of a registry that is open to its machine, what a page from elsewhere has a browser there do: from its own site,
+// or by a name of its own that suddenly means this machine (DNS rebinding). Programs reach it by any name.
+func (x *access) atHome(r *http.Request) error {
+	if http.NewCrossOriginProtection().Check(r) != nil {
+		return errOtherSite
+	}
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if local == nil || !local.IP.IsLoopback() || x.trusts(r.RemoteAddr) || !strings.HasPrefix(r.UserAgent(), "Mozilla/") {
+		return nil
+	}
+	host := strings.ToLower(strings.Trim(hostOf(r.Host), "[]"))
+	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return nil
+	}
+	return errOtherSite
+}
+
 // sourceKey is what is kept of a request's source.
 func (x *access) sourceKey(r *http.Request) string { return auth.SourceKey(x.source(r)) }
 
