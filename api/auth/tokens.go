@@ -4,6 +4,7 @@ import (
 	"crypto/cipher"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -51,14 +52,7 @@ type shown struct {
 
 // is compares in the same time whatever the two share.
 func (v shown) is(text, service string) bool {
-	if v.claims == nil || len(v.text) != len(text) || v.service != service {
-		return false
-	}
-	var differ byte
-	for i := range len(text) {
-		differ |= v.text[i] ^ text[i]
-	}
-	return differ == 0
+	return v.claims != nil && v.service == service && subtle.ConstantTimeCompare([]byte(v.text), []byte(text)) == 1
 }
 
 // maxSeen bounds the verified tokens that are kept, and maxKept the size of each: usual ones have less than a kilobyte.
