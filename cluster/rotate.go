@@ -58,11 +58,8 @@ func (c *Cluster) RotateSecret(ctx context.Context, keep time.Duration) error {
 	if err := c.own.adopt(list); err != nil {
 		return err
 	}
-	err = c.records.PutRotation(ctx, next, generation)
-	if errors.Is(err, ErrRotationChanged) { // certainly not begun; any other error may come after it has
-		return errors.Join(err, c.own.adopt(before))
-	}
-	return err
+	// Whatever comes of it: a secret that nobody wants does no harm, and goes with the next rotation.
+	return c.records.PutRotation(ctx, next, generation)
 }
 
 // arrange gives the secrets that a rotation wants, in its order, from those that are at hand.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -357,6 +358,40 @@ func TestRotationOutlivesWhoBeganIt(t *testing.T) {
 	<-asked // it may not know how that ended
 }
 
+// Of two that begin at once one goes through, and the other is told.
+func TestRotationsAtOnce(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	nodes := h.hastily(3)
+	late, first := nodes[0], nodes[1].cluster
+	fresh := port.NewSecret()
+	var met atomic.Bool
+	proposing := func(Rotation) error {
+		if met.Swap(true) {
+			return nil
+		}
+		// All is ready to be proposed when another is there before.
+		if err := nodes[2].rotate(0); !strings.Contains(fmt.Sprint(err), late.name+": its secrets are being changed") {
+			t.Errorf("while another node begins: %v", err)
+		}
+		begun := Rotation{Step: StepAdd, By: first.ID(), Keep: hasty.Milliseconds(), Secrets: []WantedSecret{
+			{Fingerprint: port.Fingerprint(h.secrets[0])}, {Fingerprint: port.Fingerprint(fresh)},
+		}}
+		if err := errors.Join(first.own.adopt(port.Secrets{h.secrets[0], fresh}), first.records.PutRotation(t.Context(), begun, 0)); err != nil {
+			t.Error(err)
+		}
+		return nil
+	}
+	h.proposing.Store(&proposing)
+	if err := late.rotate(0); !errors.Is(err, ErrRotationChanged) {
+		t.Fatalf("the second of two: %v", err)
+	}
+	h.replaced(nodes, h.secrets[0])
+	if got := late.cluster.own.now(); !bytes.Equal(got[0], fresh) {
+		t.Error("another secret than that of the first is used")
+	}
+}
+
 // A crash between the file and the log leaves a secret that nobody else heard of: it does no harm, and goes with the next
 // rotation.
 func TestRotationThatNeverBegan(t *testing.T) {
@@ -536,36 +571,4 @@ func TestInvitesEndWithTheSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.replaced(append(nodes, guest), h.secrets[0])
-}
-
-// Only members get a secret, and only one that the state wants.
-func TestSecretsAreHandedToMembersOnly(t *testing.T) {
-	t.Parallel()
-	h := newHouse(t)
-	nodes := h.hastily(2)
-	if err := nodes[0].rotate(time.Hour); err != nil {
-		t.Fatal(err)
-	}
-	r := reached(t, StepKeep, nodes...)
-	stranger, err := port.New(port.Config{ID: "stranger", Listen: "127.0.0.1:0", Secrets: nodes[0].cluster.own.now(), Network: port.System()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stranger.Close()
-	asker := &Cluster{port: stranger}
-	var handed secretHanded
-	for _, s := range r.Secrets {
-		err := asker.askAddress(t.Context(), nodes[1].address, "GET", "/cluster/secrets/"+s.Fingerprint, nil, &handed)
-		var refused *statusError
-		if !errors.As(err, &refused) || refused.code != 403 || handed.Secret != nil {
-			t.Errorf("whoever can speak to members and is none got %s: %v", s.Fingerprint, err)
-		}
-	}
-	if _, err := nodes[0].cluster.fetchSecret(t.Context(), "unknown"); err == nil {
-		t.Error("a secret that nobody wants was handed out")
-	}
-	got, err := nodes[0].cluster.fetchSecret(t.Context(), r.Secrets[0].Fingerprint)
-	if err != nil || !bytes.Equal(got, nodes[0].cluster.own.now()[0]) {
-		t.Errorf("a member gets %v", err)
-	}
 }

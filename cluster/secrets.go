@@ -55,7 +55,9 @@ func (o *ownSecrets) adopt(list port.Secrets) error {
 // writable rewrites the file as it is: the one proof that it can be replaced. A file that is mounted by itself, or read-only,
 // can't.
 func (o *ownSecrets) writable() error {
-	o.turn.Lock()
+	if !o.turn.TryLock() {
+		return errors.New("its secrets are being changed: try again in a moment")
+	}
 	defer o.turn.Unlock()
 	list, err := port.LoadSecrets(o.file)
 	if errors.Is(err, os.ErrNotExist) {
