@@ -57,6 +57,17 @@ func TestJoinNeedsTheKeyOfTheCA(t *testing.T) {
 	}
 }
 
+// noTickets is a client's memory of handshakes, which must stay empty.
+type noTickets struct{ t *testing.T }
+
+func (noTickets) Get(string) (*tls.ClientSessionState, bool) { return nil, false }
+
+func (n noTickets) Put(_ string, s *tls.ClientSessionState) {
+	if s != nil {
+		n.t.Error("there is a ticket with which the next handshake could be cut short")
+	}
+}
+
 // Nothing older than TLS 1.3 is spoken, and no handshake is cut short by one that was made under other secrets.
 func TestEachHandshakeIsWhole(t *testing.T) {
 	secrets := Secrets{NewSecret()}
@@ -66,27 +77,22 @@ func TestEachHandshakeIsWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := &tls.Config{
-		InsecureSkipVerify: true, NextProtos: []string{ProtoPeer}, Certificates: []tls.Certificate{member}, ClientSessionCache: tls.NewLRUClientSessionCache(1), ServerName: "b",
+		InsecureSkipVerify: true, NextProtos: []string{ProtoPeer}, Certificates: []tls.Certificate{member}, ClientSessionCache: noTickets{t}, ServerName: "b",
 	}
-	for range 2 {
-		c, err := tls.Dial("tcp", b.Addr(), cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		in, err := b.Listener(ProtoPeer).Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := in.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // a ticket would come before
-			t.Fatal(err)
-		}
-		if c.ConnectionState().DidResume {
-			t.Error("a handshake rests on one before")
-		}
-		_ = c.Close()
+	c, err := tls.Dial("tcp", b.Addr(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	in, err := b.Listener(ProtoPeer).Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // a ticket would come before
+		t.Fatal(err)
 	}
 	old := cfg.Clone()
 	old.MaxVersion = tls.VersionTLS12
@@ -153,8 +159,6 @@ func TestWhatGoesOn(t *testing.T) {
 	if b.Old() || b.Under(Fingerprint(secrets[0])) != 2 {
 		t.Errorf("a guest and a member under the only secret: old %v, %d", b.Old(), b.Under(Fingerprint(secrets[0])))
 	}
-	b.Renew(ProtoRaft)
-	b.Drop("c")
 	if err := b.Swap(append(Secrets{NewSecret()}, secrets...)); err != nil {
 		t.Fatal(err)
 	}
@@ -163,21 +167,44 @@ func TestWhatGoesOn(t *testing.T) {
 	}
 }
 
+// Drop ends what a node was reached by, also where nobody was asked for by name, and what it reached this one by.
+func TestDropEndsBothSides(t *testing.T) {
+	secrets := Secrets{NewSecret()}
+	own := Fingerprint(secrets[0])
+	a, _ := start(t, "a", secrets, nil)
+	b, _ := start(t, "b", secrets, nil)
+	for _, id := range []NodeID{"b", ""} {
+		if _, err := a.Dial(t.Context(), ProtoPeer, id, b.Addr()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Listener(ProtoPeer).Accept(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Drop("a")
+	if a.Under(own) != 2 || b.Under(own) != 2 {
+		t.Errorf("%d and %d connections", a.Under(own), b.Under(own))
+	}
+	a.Drop("b")
+	b.Drop("a")
+	if a.Under(own) != 0 || b.Under(own) != 0 {
+		t.Errorf("%d and %d connections are left", a.Under(own), b.Under(own))
+	}
+}
+
 // A handshake that ends after its secret did, or after the port, gives nothing.
 func TestHandshakesThatEndTooLate(t *testing.T) {
 	before, after := NewSecret(), NewSecret()
-	b, _ := start(t, "b", Secrets{before, after}, nil)
-	for name, late := range map[string]func(a running, t *trust) *trust{
-		"its own secret": func(a running, was *trust) *trust { _ = a.Swap(Secrets{after}); return was },
-		"the other's secret": func(a running, was *trust) *trust {
-			was.signs = Fingerprint(after)
-			_ = a.Swap(Secrets{after})
-			return was
-		},
-		"the port": func(a running, was *trust) *trust { a.Close(); return was },
-		"nothing":  func(_ running, was *trust) *trust { return was },
+	drop := func(a running) { _ = a.Swap(Secrets{after}) }
+	for name, x := range map[string]struct {
+		own, others Secrets
+		late        func(a running)
+	}{
+		"its own secret": {Secrets{before, after}, Secrets{after, before}, drop}, "the other's secret": {Secrets{after, before}, Secrets{before, after}, drop},
+		"the port": {Secrets{after}, Secrets{after}, func(a running) { a.Close() }}, "nothing": {Secrets{after, before}, Secrets{after, before}, drop},
 	} {
-		a, _ := start(t, "a", Secrets{before, after}, nil)
+		a, _ := start(t, "a", x.own, nil)
+		b, _ := start(t, "b", x.others, nil)
 		shook := a.trusted()
 		raw, err := System().Dial(t.Context(), b.Addr())
 		if err != nil {
@@ -189,7 +216,8 @@ func TestHandshakesThatEndTooLate(t *testing.T) {
 			t.Fatal(err)
 		}
 		cancel()
-		k := a.track(c, "b", late(a, shook))
+		x.late(a)
+		k := a.track(c, "b", shook)
 		if _, err := k.Write([]byte("x")); (err == nil) != (name == "nothing") {
 			t.Errorf("%s: %v", name, err)
 		}
