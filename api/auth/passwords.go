@@ -145,11 +145,10 @@ func (l *Logins) own(ctx context.Context, d *Directory, name, password, source s
 	seen := l.digest(p, password, from)
 	// What a provider took for right a moment ago counts only as its word: it may check no passwords any more.
 	if who, ok := l.remembers(seen, account, from); !ok || who.Provider != "" {
-		if err := l.check(ctx, p, account, password, from); err != nil {
+		if err := l.check(ctx, p, account, password, from, seen); err != nil {
 			l.missed(account, from)
 			return Caller{}, err
 		}
-		l.remember(seen, Caller{})
 	}
 	return c, nil
 }
@@ -173,7 +172,7 @@ func SourceKey(source string) string {
 	return network.String()
 }
 
-func (l *Logins) check(ctx context.Context, p Principal, name, password, source string) error {
+func (l *Logins) check(ctx context.Context, p Principal, name, password, source string, seen [sha256.Size]byte) error {
 	if err := l.tooSoon(name, source); err != nil {
 		return err
 	}
@@ -187,6 +186,9 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 	defer runs.done()
 	if err := l.tooSoon(name, source); err != nil {
 		return err // those before it in the line were wrong
+	}
+	if who, ok := l.remembers(seen, name, source); ok && who.Provider == "" {
+		return nil // one before it in the line was the same: machines log in with many requests at once
 	}
 	hash, possible := p.Password, p.Kind == KindUser && p.Provider == "" && len(p.Password) > 0 && len(password) <= maxPassword
 	if !possible {
@@ -206,6 +208,7 @@ func (l *Logins) check(ctx context.Context, p Principal, name, password, source 
 	}
 	l.accounts.forget(name)
 	l.known.note(missKey(name, source), l.now())
+	l.keep(seen, Caller{}) // before the next in the line
 	return nil
 }
 
@@ -284,6 +287,11 @@ func missKey(account, from string) string { return account + "\x00" + from }
 func (l *Logins) remember(seen [sha256.Size]byte, who Caller) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.keep(seen, who)
+}
+
+// keep is remember for who has the lock.
+func (l *Logins) keep(seen [sha256.Size]byte, who Caller) {
 	now := l.now()
 	if len(l.verified) >= cacheLimit {
 		for k, v := range l.verified {

@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -337,6 +339,45 @@ func TestLoginsAreBounded(t *testing.T) {
 		if err := <-answers; !errors.Is(err, context.Canceled) {
 			t.Errorf("one that waits: %v", err)
 		}
+	}
+}
+
+// Many requests with the same login, all at once, cost as many checks as run at a time, and not one each.
+func TestSameLoginsAtOnce(t *testing.T) {
+	l, _ := logins(t)
+	d := NewDirectory(true, []Principal{{Name: "ci", Kind: KindUser, Password: cheapHash(t, "right one")}}, nil)
+	var checks atomic.Int64
+	l.compare = func(hash, password []byte) error {
+		checks.Add(1)
+		return bcrypt.CompareHashAndPassword(hash, password)
+	}
+	places := cap(l.runs.places)
+	for range places {
+		l.runs.places <- struct{}{}
+	}
+	ended := make(chan error, maxFromOne)
+	for range cap(ended) {
+		go func() {
+			_, err := l.Login(t.Context(), d, "ci", "right one", "192.0.2.9")
+			ended <- err
+		}()
+	}
+	for waiting := 0; waiting < cap(ended); {
+		l.runs.mu.Lock()
+		waiting = l.runs.waiting
+		l.runs.mu.Unlock()
+		runtime.Gosched()
+	}
+	for range places {
+		l.runs.done()
+	}
+	for range cap(ended) {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := checks.Load(); n > int64(places) {
+		t.Errorf("%d logins cost %d checks, with %d at a time", cap(ended), n, places)
 	}
 }
 
