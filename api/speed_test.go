@@ -49,6 +49,7 @@ func BenchmarkPull(b *testing.B) {
 			n := f.nodes[0]
 			r, err := http.NewRequestWithContext(b.Context(), "GET", "/v2/"+path+"/blobs/"+f.pushBlob(n, path, content).String(), nil)
 			f.must(r, err)
+			r.Host, r.RemoteAddr = "registry.lan", "192.0.2.1:40000"
 			if closed {
 				f.user("root")
 				f.crowd(100, 100)
