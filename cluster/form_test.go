@@ -228,7 +228,7 @@ func TestAnOldDiskStaysOutOverRestarts(t *testing.T) {
 func TestExpectingOneForms(t *testing.T) {
 	h := newHouse(t)
 	first := h.add(nil)
-	first.cfg = func(c *Config) { c.Join, c.BootstrapExpect = []string{first.address, freeAddress(t)}, 1 }
+	first.cfg = func(c *Config) { c.Join, c.BootstrapExpect = []string{first.address, h.freeAddress()}, 1 }
 	first.start()
 	first.ready()
 	second := h.add(func(c *Config) { c.Join, c.BootstrapExpect = []string{first.address}, 1 })

@@ -15,10 +15,10 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
 
 	"pier/cluster/port"
+	"pier/test/ports"
 	"pier/test/wait"
 )
 
@@ -31,6 +31,7 @@ type house struct {
 	net     *wires
 	guard   *blobGuard
 	nodes   []*member
+	ports   ports.Claim
 
 	raftTimeout time.Duration
 	// cfg changes the settings of all nodes, before their own.
@@ -41,7 +42,9 @@ type house struct {
 }
 
 func newHouse(t testing.TB) *house {
-	return &house{t: t, secrets: port.Secrets{port.NewSecret()}, net: newWires(), guard: &blobGuard{only: map[NodeID][]string{}}, raftTimeout: 300 * time.Millisecond}
+	h := &house{t: t, secrets: port.Secrets{port.NewSecret()}, net: newWires(), guard: &blobGuard{only: map[NodeID][]string{}}, raftTimeout: 300 * time.Millisecond}
+	t.Cleanup(h.ports.Release)
+	return h
 }
 
 // member is one node: its disk outlives its lives.
@@ -65,7 +68,7 @@ type member struct {
 func (h *house) add(edit func(*Config)) *member {
 	h.t.Helper()
 	m := &member{
-		house: h, t: h.t, name: fmt.Sprintf("n%d", len(h.nodes)+1), dir: h.t.TempDir(), address: freeAddress(h.t),
+		house: h, t: h.t, name: fmt.Sprintf("n%d", len(h.nodes)+1), dir: h.t.TempDir(), address: h.freeAddress(),
 		cfg: edit, state: newMapState(), secrets: h.secrets,
 	}
 	h.nodes = append(h.nodes, m)
@@ -73,25 +76,14 @@ func (h *house) add(edit func(*Config)) *member {
 	return m
 }
 
-// freeAddress finds a number that is free for TCP and UDP now. Below the range of outgoing connections nobody else takes
-// it while a node is down.
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	for range 200 {
-		address := fmt.Sprintf("127.0.0.1:%d", 10_000+int(uuid.New().ID()%20_000))
-		tcp, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		udp, err := net.ListenPacket("udp", address)
-		_ = tcp.Close()
-		if err == nil {
-			_ = udp.Close()
-			return address
-		}
+// freeAddress is one that stays the house's, also while no node listens at it.
+func (h *house) freeAddress() string {
+	h.t.Helper()
+	n, err := h.ports.Take()
+	if err != nil {
+		h.t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return ""
+	return fmt.Sprintf("127.0.0.1:%d", n)
 }
 
 // expecting makes n nodes that form a cluster together.

@@ -422,7 +422,7 @@ func TestANodeComesBackElsewhere(t *testing.T) {
 	nodes := h.formed(3)
 	moved := nodes[1]
 	moved.stop()
-	moved.address = freeAddress(t)
+	moved.address = h.freeAddress()
 	moved.start()
 	moved.ready()
 	moved.mustPut("a", "1")
@@ -519,7 +519,7 @@ func TestARemovedNodeIsNoNewcomer(t *testing.T) {
 		}
 	}
 	startAll(rest...)
-	gone.address = freeAddress(t)
+	gone.address = h.freeAddress()
 	gone.start()
 	eventually(t, func() error {
 		if !gone.cluster.isRemoved() {
