@@ -65,7 +65,7 @@ func (a *API) getDoctor(r *http.Request) (any, error) {
 		return nil
 	})
 	group.Go(func() error {
-		found[len(nodes)+1] = a.checkRotation(ctx)
+		found[len(nodes)+1] = append(a.checkRotation(ctx), a.checkNewcomers(ctx, nodes)...)
 		return nil
 	})
 	for i, n := range nodes {
@@ -198,6 +198,27 @@ func (a *API) checkRotation(ctx context.Context) []client.Finding {
 	f := rotationFinding(s)
 	f.Node = a.cfg.Name
 	return []client.Finding{f}
+}
+
+// checkNewcomers tells of members that no node has heard from yet: they say nothing of themselves, and nobody asks them.
+func (a *API) checkNewcomers(ctx context.Context, nodes []fsm.Node) []client.Finding {
+	s, err := a.cluster.Status(ctx)
+	if err != nil {
+		a.logger.Warn("who is in the cluster can't be told now", "request", exchangeOf(ctx).id, "err", err)
+		return nil
+	}
+	var out []client.Finding
+	for _, m := range s.Nodes {
+		if slices.ContainsFunc(nodes, func(n fsm.Node) bool { return string(n.ID) == m.ID }) {
+			continue
+		}
+		out = append(out, client.Finding{
+			Node: cmp.Or(m.Name, m.ID), Check: "reach", Level: client.LevelWarning,
+			Message: "it was taken in and has not come up since; the others look for it at " + m.Cluster,
+			Remedy:  "see whether they reach that (its settings cluster-listen and cluster-advertise); `pier cluster remove " + m.ID + "` takes it out",
+		})
+	}
+	return out
 }
 
 func rotationFinding(s client.SecretStatus) client.Finding {

@@ -93,6 +93,26 @@ func TestDoctorAsksAllNodes(t *testing.T) {
 	f.want(f.do("GET", "/api/v1/doctor", nil), 401, codeUnauthorized)
 }
 
+// expecting is a cluster with a member that has never come up.
+type expecting struct{ noCluster }
+
+func (expecting) Status(context.Context) (client.Status, error) {
+	return client.Status{Nodes: []client.NodeStatus{{ID: "node-0", Name: "node-0"}, {ID: "newcomer", Cluster: "127.0.0.1:7000"}}}, nil
+}
+
+// A member that was taken in and can't be reached has no record of itself, and is named all the same.
+func TestDoctorNamesWhoNeverCame(t *testing.T) {
+	f := withAccess(t, 1, nil)
+	f.user("root")
+	if got := f.doctor(); got["newcomer reach"] != "" {
+		t.Errorf("before: %v", got)
+	}
+	f.nodes[0].api.cluster = expecting{}
+	if got := f.doctor(); got["newcomer reach"] != client.LevelWarning || got["node-0 reach"] != "" {
+		t.Errorf("%v", got)
+	}
+}
+
 // A difference counts as far as the time of the answer does not explain it.
 func TestClocks(t *testing.T) {
 	now := time.Now()

@@ -79,10 +79,11 @@ type JoinRequest struct {
 	Discard bool   `json:"discard,omitempty"`
 }
 
-// Joined is who the node has become.
+// Joined is who the node has become, and where the others look for it.
 type Joined struct {
 	ID        string `json:"id"`
 	ClusterID string `json:"cluster_id"`
+	Cluster   string `json:"cluster"`
 }
 
 // RemoveRequest takes a node out, by its name or ID.

@@ -83,7 +83,7 @@ func (o *controlOptions) newJoin() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := o.waitMember(cmd.Context(), j.ID); err != nil {
+			if err := o.waitMember(cmd.Context(), j); err != nil {
 				return err
 			}
 			return o.show(cmd, j, "joined cluster %s as %s", j.ClusterID, j.ID)
@@ -94,7 +94,7 @@ func (o *controlOptions) newJoin() *cobra.Command {
 }
 
 // waitMember waits until the node serves as a member under its new ID.
-func (o *controlOptions) waitMember(ctx context.Context, id string) error {
+func (o *controlOptions) waitMember(ctx context.Context, j client.Joined) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -103,14 +103,15 @@ func (o *controlOptions) waitMember(ctx context.Context, id string) error {
 		if o.client().Health(ctx, true) == nil {
 			s, err := o.client().Status(ctx)
 			for _, n := range s.Nodes {
-				if err == nil && n.ID == id && s.Quorum {
+				if err == nil && n.ID == j.ID && s.Quorum {
 					return nil
 				}
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the cluster has taken the node in as %s, but it isn't ready yet; its log says why", id)
+			return fmt.Errorf("the cluster has taken the node in as %s, but it isn't ready yet. The others look for it at %s: if they can't reach that, "+
+				"remove it there (pier cluster remove %s), and start it anew with an empty data directory, and --cluster-listen and --cluster-advertise as they need it", j.ID, j.Cluster, j.ID)
 		case <-tick.C:
 		}
 	}

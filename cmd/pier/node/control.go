@@ -145,7 +145,7 @@ func (c *control) Join(ctx context.Context, r client.JoinRequest) (client.Joined
 	}
 	select {
 	case a := <-order.answer:
-		return client.Joined{ID: string(a.joined.ID), ClusterID: a.joined.ClusterID}, notJoined(a.err)
+		return client.Joined{ID: string(a.joined.ID), ClusterID: a.joined.ClusterID, Cluster: c.inst.cluster.Advertised()}, notJoined(a.err)
 	case <-ctx.Done():
 		return client.Joined{}, ctx.Err()
 	}
