@@ -84,6 +84,8 @@ func TestRefreshTokensAreAskedFor(t *testing.T) {
 	f := withAccess(t, 1, nil)
 	f.user("root")
 	root := "Authorization: " + basic(f, "root")
+	var ci client.RobotSecret
+	f.must(nil, json.Unmarshal(f.want(f.order("/access/robot/add", client.RobotRequest{Name: "ci"}), 200, "").body, &ci))
 	password := url.Values{"grant_type": {"password"}, "username": {"root"}, "password": {"root's-password"}}
 	offline := f.given(f.postToken(f.nodes[0], with(password, "access_type", "offline")))
 	refresh := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {offline.RefreshToken}, "access_type": {"offline"}}
@@ -93,6 +95,7 @@ func TestRefreshTokensAreAskedFor(t *testing.T) {
 	}{
 		"offline": {f.do("GET", "/token?offline_token=true", nil, root), true}, "not said": {f.do("GET", "/token", nil, root), false}, "no": {f.do("GET", "/token?offline_token=false", nil, root), false},
 		"a form": {f.postToken(f.nodes[0], with(password, "access_type", "online")), false}, "by itself": {f.postToken(f.nodes[0], refresh), false}, "nobody": {f.do("GET", "/token?offline_token=true", nil), false},
+		"a robot, whose secret lasts as long as was said": {f.do("GET", "/token?offline_token=true", nil, basicOf("ci", ci.Secret)), false},
 	} {
 		if got := f.given(x.got); (got.RefreshToken != "") != x.want {
 			t.Errorf("%s: a refresh token comes: %v", name, !x.want)

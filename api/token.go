@@ -127,7 +127,7 @@ func (a *API) sendToken(w http.ResponseWriter, d *auth.Directory, c auth.Caller,
 	if asked.Get("grant_type") == grantExchange {
 		answer.IssuedType, answer.Type = typeAccess, "Bearer"
 	}
-	if offline && c.Kind != auth.KindAnonymous && !c.IsJob() { // a job has its ID token for as long
+	if offline && c.Kind == auth.KindUser { // a robot's secret stands for itself, for as long as was said of it
 		c.Groups = d.Foremost(groups)
 		refresh, err := keys.IssueRefresh(c, tokenService, now, shorter(refreshLife, c, now))
 		if err != nil {

@@ -36,8 +36,11 @@ func (c *Client) FinishLogin(ctx context.Context, l LoginCode) (Login, error) {
 	})
 }
 
-// Whose tells whose login it is and when it ends, by its own word.
+// Whose tells whose login it is and when it ends, by its own word. A robot's says no end.
 func (l Login) Whose() (user string, ends time.Time) {
+	if l.Robot != "" {
+		return l.Robot, time.Time{}
+	}
 	var claims struct {
 		Subject string `json:"sub"`
 		Expires int64  `json:"exp"`

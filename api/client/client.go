@@ -42,7 +42,7 @@ func New(o Options) *Client {
 		}
 		c := &Client{base: base, at: base, http: &http.Client{Transport: o.Login.transport(), CheckRedirect: stay}}
 		if o.Login.Token != "" {
-			c.login = &bearer{refresh: o.Login.Token}
+			c.login = &bearer{login: o.Login}
 		}
 		return c
 	}

@@ -16,10 +16,12 @@ import (
 	"time"
 )
 
-// Login is what a client keeps to come in over the network: a token that stands for the password, or the files of a certificate
-// and its key, which are read anew with each connection; and the CA to trust beside the system's, PEM.
+// Login is what a client keeps to come in over the network: a token that stands for a user's password, or a robot's secret as it
+// is, or the files of a certificate and its key, which are read anew with each connection; and the CA to trust beside the
+// system's, PEM.
 type Login struct {
 	Token string `json:"token"`
+	Robot string `json:"robot,omitempty"` // whose secret Token is
 	Cert  string `json:"cert,omitempty"`
 	Key   string `json:"key,omitempty"`
 	CA    string `json:"ca,omitempty"`
@@ -27,7 +29,7 @@ type Login struct {
 
 // bearer asks for access tokens, each as long as it is good.
 type bearer struct {
-	refresh string
+	login Login
 
 	mu     sync.Mutex
 	access string
@@ -37,9 +39,23 @@ type bearer struct {
 // controlScope is what the control API asks of a token.
 const controlScope = "cluster:pier:admin"
 
-// LogIn gives the login that stands for a user's password on this server.
+// LogIn gives the login that stands for a user's password on this server, or has a robot's secret.
 func (c *Client) LogIn(ctx context.Context, user, password string) (Login, error) {
-	return c.lasting(ctx, url.Values{"grant_type": {"password"}, "username": {user}, "password": {password}, "access_type": {"offline"}})
+	form := Login{Robot: user, Token: password}.form()
+	form.Set("access_type", "offline")
+	answer, err := c.token(ctx, form)
+	if err == nil && answer.Refresh == "" { // for robots there is nothing that lasts but the secret
+		return Login{Robot: user, Token: password}, nil
+	}
+	return Login{Token: answer.Refresh}, err
+}
+
+// form is what the login proves, for a token.
+func (l Login) form() url.Values {
+	if l.Robot != "" {
+		return url.Values{"grant_type": {"password"}, "username": {l.Robot}, "password": {l.Token}}
+	}
+	return url.Values{"grant_type": {"refresh_token"}, "refresh_token": {l.Token}}
 }
 
 // lasting asks for a token that stands for what the form proves.
@@ -90,7 +106,7 @@ func (c *Client) authorize(req *http.Request) error {
 	c.login.mu.Lock()
 	defer c.login.mu.Unlock()
 	if time.Now().After(c.login.ends) {
-		answer, err := c.token(req.Context(), url.Values{"grant_type": {"refresh_token"}, "refresh_token": {c.login.refresh}})
+		answer, err := c.token(req.Context(), c.login.login.form())
 		var refused *Error
 		if errors.As(err, &refused) && refused.Status == http.StatusUnauthorized {
 			return fmt.Errorf("the login is not good any more (pier login): %w", err)

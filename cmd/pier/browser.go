@@ -162,7 +162,8 @@ func newToken() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "token", Short: "Print a token of the login to a node, which stands for the password", Args: cobra.NoArgs,
 		Long: "Print a token of the login to a node (pier login). It is as good as the password of who logged in, for that user alone and\n" +
-			"until the login ends: docker login takes it. Who logged in at an OpenID provider logs in again after 12 hours.",
+			"until the login ends: docker login takes it. Who logged in at an OpenID provider logs in again after 12 hours. A robot's is\n" +
+			"its secret.",
 		Example: "  pier token --server https://registry.lan:5000 | docker login -u jane.doe --password-stdin registry.lan:5000",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.needServer(); err != nil {
@@ -180,10 +181,14 @@ func newToken() *cobra.Command {
 				return fmt.Errorf("the login to %s is a certificate, which gives no token that lasts; docker and podman take it themselves (certs.d)", o.server)
 			}
 			user, ends := login.Whose()
-			if !time.Now().Before(ends) {
-				return fmt.Errorf("the login to %s has ended; log in again (pier login)", o.server)
+			said := map[string]any{"server": o.server, "user": user, "token": login.Token}
+			if login.Robot == "" { // whose secret ends when its administrator says so
+				if !time.Now().Before(ends) {
+					return fmt.Errorf("the login to %s has ended; log in again (pier login)", o.server)
+				}
+				said["expires"] = ends.UTC()
 			}
-			return o.show(cmd, map[string]any{"server": o.server, "user": user, "token": login.Token, "expires": ends.UTC()}, "%s", login.Token)
+			return o.show(cmd, said, "%s", login.Token)
 		},
 	}
 	o.addFlags(cmd)

@@ -51,8 +51,6 @@ func (o *controlOptions) newRobotRotate() *cobra.Command {
 	keep := ""
 	cmd := &cobra.Command{
 		Use: "rotate NAME", Short: "Give a robot a new secret and print it, this once", Args: cobra.ExactArgs(1),
-		Long: "Give a robot a new secret and print it, this once. The secrets from before stay good for --keep. What docker login has kept in\n" +
-			"their place, a refresh token, ends at once: log in anew with the new secret.",
 		Example: "  pier robot rotate ci --keep 24h",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := o.client().RotateRobot(cmd.Context(), client.RotateRequest{Name: args[0], Keep: keep})

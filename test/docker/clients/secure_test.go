@@ -83,6 +83,8 @@ func robot(t *testing.T) {
 		must(attempt("/", nil, "", "docker", "tag", local, to))
 	}
 	must(attempt("/", env, "", "docker", "push", names()[2]+"/team/app:2"))
+	must(on("node2", "pier", "robot", "rotate", "ci", "--keep", "1h")) // which ends nothing yet that docker has kept
+	must(attempt("/", env, "", "docker", "push", names()[2]+"/team/app:2"))
 	refusedWith(t, env, "robot, another repository", "ci has no right to push on team/other", "docker", "push", names()[2]+"/team/other:1")
 }
 
