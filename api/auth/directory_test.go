@@ -105,6 +105,11 @@ func TestBadGrants(t *testing.T) {
 			t.Errorf("%q is accepted", g)
 		}
 	}
+	for _, g := range []Grant{{"alice", Admin, "**"}, {"group:dev", Delete, "team/*"}, {"anonymous", Push, "public/**"}} {
+		if err := g.Validate(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // directories are of the same principals and grants, with access control and without.

@@ -267,6 +267,9 @@ func TestGrantable(t *testing.T) {
 	if want := []string{"registry:catalog:*", "cluster:pier:admin", "repository:" + longest + ":pull"}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("an administrator gets %q, %v", got, err)
 	}
+	if got := chief.Grantable(root, []Scope{{"strange", "catalog", []string{"*"}}, {"registry", "other", []string{"*"}}}); len(got) != 0 {
+		t.Errorf("what there is not is granted: %v", got)
+	}
 	l := limitOf([]Scope{{"strange", "catalog", []string{"*"}}, {"registry", "other", []string{"*"}}, {"strange", "pier", []string{"admin"}}, {"repository", "a", []string{"pull", "later"}}})
 	if l.Catalog || l.Cluster || len(l.Repositories) != 1 || l.Repositories["a"] != Pull {
 		t.Errorf("strange scopes allow %+v", l)
