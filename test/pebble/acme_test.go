@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -29,7 +30,12 @@ const (
 	mirror = "mirror.example.org"
 )
 
+// TestMain lets more tests run at a time than there are processors, since they wait for certificates to end more than they compute.
 func TestMain(m *testing.M) {
+	testing.Init()
+	if err := flag.Set("test.parallel", "4"); err != nil { // what the command line says comes later and counts
+		panic(err)
+	}
 	_ = os.Setenv("PEBBLE_VA_NOSLEEP", "1") // else it waits up to 5 s before each question
 	os.Exit(m.Run())
 }
