@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"syscall"
+	"time"
 )
 
 // The numbers end below those that systems give to outgoing connections (32768 on Linux). The upper half guards the lower:
@@ -21,7 +23,7 @@ type Claim struct {
 	guards []net.Listener
 }
 
-// Take adds a number p to the claim for which p and each p+more are free for TCP and UDP. The numbers above must be less than
+// Take adds a number p to the claim for which p and each p+more are free. The numbers above must be less than
 // 10,000 away.
 func (c *Claim) Take(more ...int) (int, error) {
 	for range tries {
@@ -63,25 +65,22 @@ func guardOne(p int) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := try(address(p)); err != nil {
+	if foreign(address(p)) {
 		_ = g.Close()
-		return nil, err
+		return nil, fmt.Errorf("another program has port %d", p)
 	}
 	return g, nil
 }
 
-// try finds out whether a program outside these tests has the number.
-func try(address string) error {
-	lis, err := net.Listen("tcp", address)
+// foreign finds out whether a program outside these tests listens at the number. It doesn't listen there itself: a program that
+// is being started just then would have the listener until it runs, though it was closed here.
+func foreign(address string) bool {
+	c, err := net.DialTimeout("tcp", address, time.Second)
 	if err != nil {
-		return err
+		return !errors.Is(err, syscall.ECONNREFUSED)
 	}
-	defer func() { _ = lis.Close() }()
-	packets, err := net.ListenPacket("udp", address)
-	if err != nil {
-		return err
-	}
-	return packets.Close()
+	_ = c.Close()
+	return true
 }
 
 func address(p int) string { return fmt.Sprintf("127.0.0.1:%d", p) }

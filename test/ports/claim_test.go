@@ -71,12 +71,12 @@ func TestTakenElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Release()
-	packets, err := net.ListenPacket("udp", address(p))
+	lis, err := net.Listen("tcp", address(p))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = packets.Close() }()
+	defer func() { _ = lis.Close() }()
 	if _, err := guardOne(p); err == nil {
-		t.Fatal("a number that is taken for UDP was given")
+		t.Fatal("a number that is taken was given")
 	}
 }
